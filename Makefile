@@ -1,0 +1,90 @@
+# Nothing but make and Python 3.11 or newer (with venv) has to be there: each target makes
+# what it needs first, in VENV, from the locked and hashed requirements.
+#
+#   make test PYTHON=python3.13     another interpreter, in an environment of its own
+
+PYTHON ?= python3
+# An environment belongs to the interpreter that made it, so another one gets another folder.
+VENV ?= .venv$(if $(filter python3,$(PYTHON)),,-$(notdir $(PYTHON)))
+CONFIG ?= config.toml
+PORT ?=
+ARGS ?=
+UPGRADE ?=
+
+BIN := $(VENV)/bin
+SOURCES := $(wildcard uow api tests benchmarks examples)
+INSTALL := $(BIN)/uv pip install -q --python $(BIN)/python --require-hashes
+COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) \
+	pyproject.toml --extra service
+
+# Coverage is a statement about the whole suite: a part of it (ARGS) is not measured.
+COVERAGE := $(if $(ARGS),,--cov --cov-report=term-missing:skip-covered)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help run test check bench format lock clean
+
+help:
+	@echo 'make run     serve the inventory on 127.0.0.1:8000 (PORT=9000 CONFIG=other.toml)'
+	@echo 'make test    every test, with the coverage of uow (a part of them: ARGS="-k commit")'
+	@echo 'make check   ruff, mypy, pyright and the architecture tests (pyright runs on node)'
+	@echo 'make bench   the benchmarks (ARGS="--help" lists their options)'
+	@echo 'make format  put the code in its standard form'
+	@echo 'make lock    write the requirements*.lock files anew (UPGRADE=1: with newer versions)'
+	@echo 'make clean   remove the environment and what the tools left behind'
+	@echo
+	@echo 'Another interpreter: make test PYTHON=python3.13'
+
+run: $(VENV)/.run
+	@exec $(BIN)/python -m api serve --config $(CONFIG) $(if $(PORT),--port $(PORT))
+
+test: $(VENV)/.dev
+	@$(BIN)/python -m pytest $(COVERAGE) $(ARGS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check --output-format=concise $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy --python-executable $(BIN)/python $(SOURCES)
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+bench: $(VENV)/.dev
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix-only $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+# The second file takes its versions from the first, so that what is tested is what runs.
+lock: $(VENV)/.uv
+	$(COMPILE) --group installer -o requirements.lock
+	$(COMPILE) --group dev --constraint requirements.lock -o requirements-dev.lock
+
+clean:
+	test ! -f $(VENV)/pyvenv.cfg || rm -rf $(VENV)
+	rm -rf build dist htmlcov .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find $(SOURCES) -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# One empty file for each state of the environment. A lock that changed is newer than its file,
+# and is installed again; otherwise nothing is asked, neither of an index nor of the environment.
+$(VENV)/.run: $(VENV)/.uv requirements.lock
+	$(INSTALL) -r requirements.lock
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.uv requirements.lock requirements-dev.lock
+	$(INSTALL) -r requirements-dev.lock
+	@touch $(VENV)/.run $@
+
+# uv comes from the lock as well: its block there is all that pip ever sees.
+$(VENV)/.uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo 'This needs Python 3.11 or newer, and "$(PYTHON)" does not start one. Name one: make PYTHON=python3.13 ...' >&2; \
+		exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo 'This needs the venv module of "$(PYTHON)" (on Debian: apt install python3-venv).' >&2; \
+		exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > $(VENV)/uv.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r $(VENV)/uv.txt
+	@touch $@

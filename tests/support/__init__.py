@@ -1,0 +1,3 @@
+"""Real servers, real databases and recorded ASGI calls for the tests: nothing here knows the
+library.
+"""

@@ -1,0 +1,169 @@
+"""The unit of work that the running code belongs to, found through a context variable.
+
+The variable holds a mutable `Place`, set once and never again: what is set in a thread or a child task
+does not come back to the request, but a change to the place does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar, Token
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+
+from ._options import UnitOptions, checked_isolation
+from ._unit import UnitOfWork
+from .errors import NoUnitOfWork
+
+if TYPE_CHECKING:
+    from .database import Database
+
+_NOWHERE = (
+    "there is no unit of work here: a request has one where UnitOfWorkMiddleware is installed; other code "
+    "opens its own with `async with database.new_unit():` (or `with`)"
+)
+AFTERWARDS = (
+    "there is no unit of work here any more: the answer is out, and its unit was settled before. Background "
+    "tasks and tasks that outlive their request open their own with `async with new_unit():` (or `with`)"
+)
+_WEBSOCKET = (
+    "a WebSocket has no unit of work of its own: open one for each message with `async with new_unit():` "
+    "(or `with`)"
+)
+
+
+class Place:
+    """Where code runs: the database of its app, and the unit if there is one."""
+
+    unit: UnitOfWork | None = None
+    missing = AFTERWARDS
+
+    def __init__(self, database: Database, unit: UnitOfWork | None = None, missing: str = AFTERWARDS) -> None:
+        self.database = database
+        self.unit = unit
+        self.missing = missing
+
+    def current(self) -> UnitOfWork:
+        """The unit of this place; NoUnitOfWork, with the remedy, if it has none."""
+        if self.unit is None:
+            raise NoUnitOfWork(self.missing)
+        return self.unit
+
+    @classmethod
+    def of_websocket(cls, database: Database) -> Place:
+        """A place without a unit, where `new_unit()` works."""
+        return cls(database, missing=_WEBSOCKET)
+
+
+_place: ContextVar[Place] = ContextVar("uow_place")
+
+
+def enter(place: Place) -> Token[Place]:
+    """Make this the place of the code that runs from here on in this context."""
+    return _place.set(place)
+
+
+def leave(token: Token[Place]) -> None:
+    """Go back; to be called in the frame that entered."""
+    _place.reset(token)
+
+
+def current_unit() -> UnitOfWork:
+    """The running unit of work; raises NoUnitOfWork, with the remedy, where there is none."""
+    try:
+        place = _place.get()
+    except LookupError:
+        raise NoUnitOfWork(_NOWHERE) from None
+    return place.current()
+
+
+def current_session() -> AsyncSession:
+    """The async session of the running unit, made on the first call; the first SQL takes a connection.
+
+    Raises NoUnitOfWork outside a unit, UnitOfWorkClosed after it was settled, and MixedSessions if the
+    unit has a sync session.
+    """
+    return current_unit().session
+
+
+def current_sync_session() -> Session:
+    """The sync session of the running unit, for `def` endpoints; otherwise as `current_session()`."""
+    return current_unit().sync_session
+
+
+def on_commit(callback: Callable[[], Any]) -> None:
+    """Call `callback` once the running unit is committed: see `UnitOfWork.on_commit`."""
+    current_unit().on_commit(callback)
+
+
+def new_unit(
+    *, read_only: bool = False, isolation: str | None = None, snapshot: bool = False, name: str | None = None
+) -> NewUnit:
+    """A unit of its own on the database of the running app: see `Database.new_unit`.
+
+    Raises NoUnitOfWork where no app's database is at hand; write `database.new_unit()` there.
+    """
+    try:
+        database = _place.get().database
+    except LookupError:
+        raise NoUnitOfWork(_NOWHERE) from None
+    return NewUnit(
+        database, UnitOptions(read_only, checked_isolation(isolation), frozenset(), snapshot), name
+    )
+
+
+class NewUnit:
+    """A unit as a block, `async with` or `with`: its end commits, an exception rolls back."""
+
+    def __init__(self, database: Database, options: UnitOptions, name: str | None) -> None:
+        self._database = database
+        self._options = options
+        self._name = name or "new_unit()"
+        self._entered: tuple[UnitOfWork, Token[Place]] | None = None
+
+    async def __aenter__(self) -> UnitOfWork:
+        return self._enter(sync_only=False)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        unit, token = self._exit()
+        try:
+            await unit.settle(commit=error is None)
+        finally:
+            leave(token)
+            await unit.run_callbacks()
+
+    def __enter__(self) -> UnitOfWork:
+        return self._enter(sync_only=True)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        unit, token = self._exit()
+        try:
+            unit.settle_sync(commit=error is None)
+        finally:
+            leave(token)
+            unit.run_callbacks_sync()
+
+    def _enter(self, *, sync_only: bool) -> UnitOfWork:
+        if self._entered is not None:
+            raise RuntimeError("a unit is entered once; call new_unit() again for another")
+        around = _place.get(None)
+        unit = UnitOfWork(
+            self._database,
+            self._name,
+            lambda: self._options,
+            sync_only=sync_only,
+            outer=None if around is None else around.unit,
+        )
+        self._entered = unit, enter(Place(self._database, unit))
+        return unit
+
+    def _exit(self) -> tuple[UnitOfWork, Token[Place]]:
+        assert self._entered is not None
+        return self._entered

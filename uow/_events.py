@@ -1,0 +1,121 @@
+"""SQLAlchemy's engine events, passed on to the unit whose connection they speak of."""
+
+from __future__ import annotations
+
+from functools import partial
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from ._messages import read_only
+from ._transaction import UnitTransaction, work_of
+from .engines import Adapter, TransactionState, driver_of
+from .problems import Condition
+
+if TYPE_CHECKING:
+    from .observe import UnitObserver
+
+_STARTED = "uow_started"
+
+
+def listen(engine: Engine, adapter: Adapter, observer: UnitObserver | None) -> None:
+    """Make the units of this engine know what happens on their connections."""
+
+    def handle_error(context: ExceptionContext) -> BaseException | None:
+        return _handle_error(context, adapter)
+
+    event.listen(engine, "handle_error", handle_error, retval=True)
+    event.listen(engine, "savepoint", _savepoint)
+    event.listen(engine, "rollback_savepoint", _rollback_savepoint)
+    event.listen(engine, "release_savepoint", _release_savepoint)
+    event.listen(engine, "commit", _commit)
+    event.listen(engine, "rollback", _rollback)
+    event.listen(engine, "after_cursor_execute", _after_cursor_execute)
+    event.listen(engine, "reset", partial(_reset, adapter))
+    if observer is not None:
+        event.listen(engine, "before_cursor_execute", _before_cursor_execute)
+
+
+def _reset(adapter: Adapter, connection: Any, record: ConnectionPoolEntry, state: object) -> None:
+    """The last line of defence: nothing goes back to the pool with a transaction open.
+
+    An error here makes SQLAlchemy throw the connection away.
+    """
+    driver = record.driver_connection
+    if driver is not None and adapter.transaction_state(driver) is not TransactionState.IDLE:
+        connection.rollback()
+
+
+def _handle_error(context: ExceptionContext, adapter: Adapter) -> BaseException | None:
+    work = work_of(context.connection)
+    if work is None:
+        return None
+    original = context.original_exception
+    wrapped = context.sqlalchemy_exception
+    stopped = not isinstance(original, Exception)  # cancelled while the statement ran
+    if not (
+        stopped or context.is_disconnect or isinstance(wrapped, DBAPIError) or adapter.is_drivers(original)
+    ):
+        return None  # it never left SQLAlchemy: a missing parameter, a row that a type cannot read
+    if context.connection is not None:
+        _tell(context.connection, work)
+    error: BaseException = wrapped or original
+    if work.read_only and adapter.condition(error) is Condition.READ_ONLY:
+        error = read_only(work.name)
+    lost = stopped or context.is_disconnect or _transaction_is_gone(context.connection, work)
+    work.doom(error, for_good=lost)
+    return error if error is not wrapped and error is not original else None
+
+
+def _transaction_is_gone(connection: Connection | None, work: UnitTransaction) -> bool:
+    """Whether the error cost the whole transaction, as a full disk does on SQLite."""
+    if connection is None or connection.closed or connection.invalidated:
+        return True
+    return (
+        not work.read_only and work.adapter.transaction_state(driver_of(connection)) is TransactionState.IDLE
+    )
+
+
+def _savepoint(connection: Connection, name: str | None) -> None:
+    if (work := work_of(connection)) is not None:
+        work.savepoint_set()
+
+
+def _rollback_savepoint(connection: Connection, name: str, context: None) -> None:
+    if (work := work_of(connection)) is not None:
+        work.savepoint_undone()
+
+
+def _release_savepoint(connection: Connection, name: str, context: None) -> None:
+    if (work := work_of(connection)) is not None:
+        work.savepoint_released(connection, name)
+
+
+def _commit(connection: Connection) -> None:
+    if (work := work_of(connection)) is not None:
+        work.before_commit(connection)
+
+
+def _rollback(connection: Connection) -> None:
+    if (work := work_of(connection)) is not None:
+        work.rolled_back()
+
+
+def _before_cursor_execute(connection: Connection, *_: Any) -> None:
+    connection.__dict__[_STARTED] = perf_counter()
+
+
+def _after_cursor_execute(connection: Connection, cursor: object, statement: str, *_: object) -> None:
+    if (work := work_of(connection)) is not None:
+        work.sent(connection, statement)
+        _tell(connection, work)
+
+
+def _tell(connection: Connection, work: UnitTransaction) -> None:
+    started = connection.__dict__.pop(_STARTED, None)
+    if started is not None:
+        work.tell(perf_counter() - started)

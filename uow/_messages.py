@@ -1,0 +1,89 @@
+"""The errors of a unit, each with what to write instead; one place, so that they speak alike."""
+
+from __future__ import annotations
+
+from .errors import (
+    MixedSessions,
+    OutcomeUnknown,
+    ReadOnlyUnitOfWork,
+    SettleRefused,
+    UnitOfWorkClosed,
+    UnitOfWorkDoomed,
+    WouldDeadlock,
+)
+
+
+def settle_refused(name: str, call: str) -> SettleRefused:
+    """A handler called what only the unit may call."""
+    return SettleRefused(
+        f"{name}: {call} is not the handler's to call: the unit of work commits when the answer is 2xx or "
+        f"3xx, and rolls back otherwise. Write flush() to get an id, begin_nested() around a part that may "
+        f"fail, set_rollback_only() to keep nothing"
+    )
+
+
+def closed(name: str) -> UnitOfWorkClosed:
+    """Somebody uses what a settled unit has left behind."""
+    return UnitOfWorkClosed(
+        f"{name}: the unit of work is settled, and its session and results with it. A task, thread or "
+        f"generator that outlives its request opens a unit of its own: async with new_unit():"
+    )
+
+
+def rolled_back(name: str) -> UnitOfWorkClosed:
+    """Somebody goes on after the handler's own rollback."""
+    return UnitOfWorkClosed(
+        f"{name}: its transaction was rolled back, which ended the unit of work; answer with an error, or "
+        f"put what may fail in begin_nested()"
+    )
+
+
+def doomed(name: str, failure: BaseException | None, *, ended: bool) -> UnitOfWorkDoomed:
+    """A unit cannot be committed; the message names the reason."""
+    if failure is not None:
+        reason = f"the database refused a statement ({type(failure).__name__}) and the handler went on"
+    elif ended:
+        reason = "its transaction was rolled back before the answer"
+    else:
+        reason = "its transaction has failed in the database"
+    return UnitOfWorkDoomed(
+        f"{name}: nothing of this unit was kept: {reason}. Let the error out, or put what may fail in "
+        f"begin_nested()"
+    )
+
+
+def read_only(name: str) -> ReadOnlyUnitOfWork:
+    """A read-only unit was asked to write."""
+    return ReadOnlyUnitOfWork(
+        f"{name}: a read-only unit was asked to write, and the database refused it. If this request is "
+        f"meant to write, mark its endpoint with @unit_options(read_only=False)"
+    )
+
+
+def ended_by_text(name: str) -> OutcomeUnknown:
+    """The transaction was ended behind the unit's back."""
+    return OutcomeUnknown(
+        f"{name}: COMMIT or ROLLBACK was sent as text, so what was kept is not known; the unit settles "
+        f"itself when the answer is ready"
+    )
+
+
+def commit_unanswered(name: str, why: str) -> OutcomeUnknown:
+    """COMMIT was sent, and no answer came."""
+    return OutcomeUnknown(f"{name}: {why} while COMMIT was on its way; the database may have kept the work")
+
+
+def mixed_sessions(name: str, asked: str, has: str, instead: str) -> MixedSessions:
+    """A second kind of session was asked for."""
+    return MixedSessions(
+        f"{name}: this unit was asked for {asked}, but {has}; they would be two transactions that look like "
+        f"one. Write {instead} throughout, or open a second unit with new_unit()"
+    )
+
+
+def would_deadlock(name: str, outer: str, dialect: str) -> WouldDeadlock:
+    """A unit would wait for the one around it."""
+    return WouldDeadlock(
+        f"{name}: it would wait for {outer}, which is open for writing around it, and {dialect} has one "
+        f"writer at a time. Open it before the outer unit's first SQL or after its end, or make it read-only"
+    )

@@ -1,0 +1,107 @@
+"""The options of a unit, and where they come from: default < decorator < rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, MutableMapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from starlette.routing import Match
+
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+HttpScope = MutableMapping[str, Any]
+
+ISOLATION_LEVELS = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
+_MARK = "__unit_options__"
+
+
+@dataclass(frozen=True, slots=True)
+class UnitOptions:
+    """What a unit may do and when it commits."""
+
+    read_only: bool = False
+    isolation: str | None = None
+    commit_on: frozenset[int] = frozenset()
+    snapshot: bool = False
+
+    def commits(self, status: int) -> bool:
+        """Whether an answer with this status commits: 2xx, 3xx and what `commit_on` names."""
+        return 200 <= status < 400 or status in self.commit_on
+
+
+def checked_isolation(level: str | None) -> str | None:
+    """The level as the databases spell it; ValueError for one that does not exist."""
+    if level is None:
+        return None
+    spelt = level.upper().replace("_", " ").replace("-", " ")
+    if spelt not in ISOLATION_LEVELS:
+        raise ValueError(f"isolation={level!r} is none of {', '.join(ISOLATION_LEVELS)}")
+    return spelt
+
+
+def checked_statuses(statuses: Collection[int]) -> frozenset[int]:
+    """The statuses as a set; ValueError for what is no HTTP error status (RFC 9110, section 15)."""
+    wrong = [status for status in statuses if not 400 <= status <= 599]
+    if wrong:
+        raise ValueError(f"commit_on={wrong!r}: name 4xx and 5xx statuses only; 2xx and 3xx always commit")
+    return frozenset(statuses)
+
+
+def unit_options(
+    *,
+    read_only: bool | None = None,
+    isolation: str | None = None,
+    commit_on: Collection[int] | None = None,
+    snapshot: bool | None = None,
+) -> Callable[[Endpoint], Endpoint]:
+    """Mark an endpoint with the options of its unit; what is None stays as the middleware has it.
+
+    `read_only`: whether the database refuses writes (by default for GET, HEAD and OPTIONS).
+    `isolation`: "read committed", "repeatable read" or "serializable".
+    `commit_on`: 4xx and 5xx statuses that commit as well, such as a 401 that counts a failed login.
+    `snapshot`: whether all reads of a read-only unit see one moment of the database.
+    Place it directly above the `def`. Raises ValueError for a level or status that does not exist.
+    """
+    given: dict[str, Any] = {
+        "read_only": read_only,
+        "isolation": checked_isolation(isolation),
+        "commit_on": None if commit_on is None else checked_statuses(commit_on),
+        "snapshot": snapshot,
+    }
+
+    def mark(endpoint: Endpoint) -> Endpoint:
+        setattr(endpoint, _MARK, {name: value for name, value in given.items() if value is not None})
+        return endpoint
+
+    return mark
+
+
+def options_of(scope: HttpScope, default: UnitOptions) -> UnitOptions:
+    """The options of the unit of this request: the default, changed by its endpoint's decorator."""
+    endpoint = scope.get("endpoint")
+    if endpoint is None or hasattr(endpoint, "routes"):
+        endpoint = _endpoint_of(scope, getattr(scope.get("app"), "routes", ()))
+    if isinstance(endpoint, type):  # a class-based endpoint is marked at its method
+        endpoint = getattr(endpoint, scope["method"].lower(), endpoint)
+    marked = getattr(endpoint, _MARK, None)
+    return replace(default, **marked) if marked else default
+
+
+def _endpoint_of(scope: HttpScope, routes: Iterable[Any]) -> Any:
+    """The endpoint that these routes would choose, asked before they have been.
+
+    Works on a copy: what a match writes must not reach the request. A group of routes (a mount, a host,
+    an included router) is entered; `effective_route_contexts` is how FastAPI shows an included one.
+    """
+    for route in routes:
+        if hasattr(route, "effective_route_contexts"):
+            endpoint = _endpoint_of(scope, route.effective_route_contexts())
+            if endpoint is not None:
+                return endpoint
+            continue
+        match, child = route.matches(dict(scope))
+        if match is Match.FULL:
+            endpoint = child.get("endpoint")
+            inner = getattr(endpoint, "routes", None)
+            return endpoint if inner is None else _endpoint_of({**scope, **child}, inner)
+    return None

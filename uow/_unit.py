@@ -1,0 +1,330 @@
+"""The unit of work: opened once, settled once, and what follows from how it was settled."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from typing import TYPE_CHECKING, Any, Literal
+
+import anyio
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+from sqlalchemy.util import greenlet_spawn
+
+from ._messages import closed, commit_unanswered, mixed_sessions, would_deadlock
+from ._options import UnitOptions
+from ._sessions import UnitSession
+from ._shield import Unfinished, finish
+from ._transaction import Phase, UnitTransaction
+from .errors import ConcurrentUse, UnitOfWorkError
+from .problems import Condition
+
+if TYPE_CHECKING:
+    from .database import Database
+
+Outcome = Literal["committed", "rolled_back", "unknown"]
+Callback = Callable[[], Any]
+
+logger = logging.getLogger("uow")
+
+
+class UnitOfWork:
+    """One piece of work on a database that is committed or rolled back exactly once.
+
+    The middleware makes one for each request, `new_unit()` makes one in the code. It costs nothing until
+    its session is asked for.
+    """
+
+    __slots__ = (
+        "_async_session", "_callbacks", "_done", "_given_options", "_outer", "_phase", "_resolve",
+        "_rollback_only", "_sync_only", "_sync_session", "_work", "database", "is_request", "name", "outcome",
+    )  # fmt: skip
+
+    database: Database
+    name: str
+    """What the log and the errors call this unit: "POST /items/" for a request."""
+    is_request: bool
+    """Whether the middleware opened it for a request."""
+    outcome: Outcome | None
+    """How it ended: "committed", "rolled_back", "unknown"; None while it is open."""
+
+    def __init__(
+        self,
+        database: Database,
+        name: str,
+        options: Callable[[], UnitOptions],
+        *,
+        is_request: bool = False,
+        sync_only: bool = False,
+        outer: UnitOfWork | None = None,
+    ) -> None:
+        self.database = database
+        self.name = name
+        self.is_request = is_request
+        self.outcome = None
+        self._resolve = options
+        self._given_options: UnitOptions | None = None
+        self._sync_only = sync_only
+        self._outer = outer
+        self._async_session: AsyncSession | None = None
+        self._sync_session: UnitSession | None = None
+        self._work: UnitTransaction | None = None
+        self._rollback_only = False
+        self._callbacks: list[tuple[Callback, bool]] = []
+        self._phase = Phase.OPEN
+        self._done: Future[None] | None = None  # tells who else waits for the end
+
+    def __repr__(self) -> str:
+        return f"<UnitOfWork {self.name}: {self.outcome or 'open'}>"
+
+    @property
+    def options(self) -> UnitOptions:
+        """Its options, looked up when they are first needed."""
+        if self._given_options is None:
+            self._given_options = self._resolve()
+        return self._given_options
+
+    @property
+    def session(self) -> AsyncSession:
+        """Its async session, made on the first call; the connection follows with the first SQL.
+
+        Raises UnitOfWorkClosed after the unit was settled, MixedSessions if it has a sync session.
+        """
+        if self._async_session is None:
+            if self._sync_only:
+                has = "a `with` block is sync"
+                raise mixed_sessions(self.name, "an async session", has, "unit.sync_session")
+            self._open(asynchronous=True)
+        if self._async_session is None:
+            raise mixed_sessions(self.name, "an async session", "it has a sync one", "current_sync_session()")
+        return self._async_session
+
+    @property
+    def sync_session(self) -> Session:
+        """Its sync session, for `def` endpoints and sync repositories; otherwise as `session`."""
+        if self._sync_session is None:
+            self._open(asynchronous=False)
+        if self._sync_session is None:
+            raise mixed_sessions(self.name, "a sync session", "it has an async one", "current_session()")
+        return self._sync_session
+
+    def on_commit(self, callback: Callback) -> None:
+        """Call `callback` after COMMIT, once, in the order of registration; never after a rollback.
+
+        A coroutine function is awaited. A plain function runs where it was registered: on the event loop,
+        or in a worker thread. What it raises is logged and changes nothing.
+        """
+        self._check_open()
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            self._callbacks.append((callback, False))
+        else:
+            self._callbacks.append((callback, True))
+
+    def set_rollback_only(self) -> None:
+        """Roll back in the end, whatever the answer says: a dry run."""
+        self._check_open()
+        self._rollback_only = True
+
+    # -- the rest is for the middleware, new_unit() and the session
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was not settled yet."""
+        return self._phase is Phase.OPEN
+
+    def holds_writer(self) -> bool:
+        """Whether it has a connection that may write."""
+        return (
+            self.is_open
+            and self._work is not None
+            and bool(self._work.connections)
+            and not self.options.read_only
+        )
+
+    @property
+    def failure(self) -> BaseException | None:
+        """The error of the database that dooms it, if there is one."""
+        return None if self._work is None else self._work.failure
+
+    def condition(self, error: BaseException) -> Condition | None:
+        """What an error means to this unit: OSError and the like only if they kept it from connecting."""
+        condition = self.database.condition(error)
+        work = self._work
+        if work is None or work.connections or work.failure is not error:
+            return condition
+        return Condition.UNAVAILABLE if condition in (None, Condition.OTHER) else condition
+
+    def check_outer(self) -> None:
+        """Raise WouldDeadlock where this unit would wait for the one around it."""
+        if self._outer is None or self.options.read_only or not self.database.adapter.one_writer:
+            return
+        outer: UnitOfWork | None = self._outer
+        while outer is not None:
+            if outer.database is self.database and outer.holds_writer():
+                raise would_deadlock(self.name, outer.name, self.database.adapter.dialect)
+            outer = outer._outer
+
+    async def settle(self, *, commit: bool) -> None:
+        """Commit or roll back and close; returns when the database has answered.
+
+        Raises what refused the commit, after the unit was rolled back: SQLAlchemy's exception,
+        UnitOfWorkDoomed, OutcomeUnknown. Goes on to its end when the caller is cancelled.
+        """
+        if self._phase is Phase.SETTLING and self._done is not None:
+            await finish(asyncio.wrap_future(self._done), seconds=2 * self.database.settle_timeout)
+        work = self._start_settling(commit=commit)
+        if work is None:
+            return
+        commit = commit and not self._rollback_only
+        try:
+            if not self._close_at_once(work, commit=commit):
+                self._done = Future()
+                await finish(self._settle(work, commit=commit), seconds=self.database.settle_timeout)
+        except Unfinished as error:
+            raise self._out_of_time(work) from error
+        finally:
+            self._settled(work)
+
+    def settle_sync(self, *, commit: bool) -> None:
+        """The same in a thread, for `with new_unit()`."""
+        work = self._start_settling(commit=commit)
+        if work is None:
+            return
+        commit = commit and not self._rollback_only
+        try:
+            left = work.stop_entering()
+            if left is not None and not wait((left,), self.database.settle_timeout).done:
+                work.throw_away()
+                raise self._out_of_time(work)
+            work.settle(self._own_session(), commit=commit)
+        finally:
+            self._settled(work)
+
+    async def run_callbacks(self) -> None:
+        """Run what `on_commit` took, if the unit was committed; each at most once."""
+        while (callback := self._next_callback()) is not None:
+            call, on_loop = callback
+            try:
+                answer = (
+                    call() if on_loop else await anyio.to_thread.run_sync(call, limiter=self.database.limiter)
+                )
+                if inspect.isawaitable(answer):
+                    await answer
+            except Exception:
+                logger.exception("%s: the on_commit callback %r failed", self.name, call)
+
+    def run_callbacks_sync(self) -> None:
+        """The same without an event loop."""
+        while (callback := self._next_callback()) is not None:
+            call, _ = callback
+            try:
+                answer = call()
+                if inspect.iscoroutine(answer):
+                    answer.close()
+                    raise TypeError("a coroutine cannot be awaited here: write `async with new_unit()`")
+            except Exception:
+                logger.exception("%s: the on_commit callback %r failed", self.name, call)
+
+    # -- private
+
+    def _check_open(self) -> None:
+        if self._phase is not Phase.OPEN:
+            raise closed(self.name)
+
+    def _open(self, *, asynchronous: bool) -> None:
+        """Make the session, once, whichever thread asks first."""
+        options = self.options
+        database = self.database
+        engine = database.engine(options, asynchronous=asynchronous)
+        with database.opening:
+            self._check_open()
+            if self._work is not None:
+                return
+            autocommit = options.read_only and not options.snapshot and database.reads_need_transaction
+            work = UnitTransaction(self, in_autocommit=autocommit)
+            if asynchronous:
+                self._async_session = AsyncSession(
+                    engine, sync_session_class=UnitSession, work=work, expire_on_commit=False
+                )
+            else:
+                self._sync_session = UnitSession(engine, work=work, expire_on_commit=False)
+            self._work = work
+        database.opened(self)
+
+    def _own_session(self) -> UnitSession:
+        session = self._sync_session if self._async_session is None else self._async_session.sync_session
+        assert isinstance(session, UnitSession)
+        return session
+
+    def _start_settling(self, *, commit: bool) -> UnitTransaction | None:
+        """Close the way in; None if there is nothing to settle."""
+        if self._phase is not Phase.OPEN:
+            return None
+        self._phase = Phase.SETTLING
+        if self._work is None:
+            self._phase = Phase.CLOSED
+            self.outcome = "committed" if commit and not self._rollback_only else "rolled_back"
+            self.database.tell_settled(self)
+        return self._work
+
+    def _close_at_once(self, work: UnitTransaction, *, commit: bool) -> bool:
+        """Settle on the spot what needs neither the driver nor a thread for it; False if it does."""
+        if work.stop_entering() is not None or (work.connections and not work.closes_without_waiting):
+            return False
+        session = self._own_session()
+        if session.new or session.dirty or session.deleted:
+            return False
+        work.settle(session, commit=commit)
+        return True
+
+    async def _settle(self, work: UnitTransaction, *, commit: bool) -> None:
+        """Wait for calls that are still inside, then settle."""
+        left = work.stop_entering()
+        if left is not None:
+            try:
+                await asyncio.wrap_future(left)
+            except asyncio.CancelledError:
+                await self._in_driver(work.throw_away)
+                raise
+        session = self._own_session()
+        await self._in_driver(lambda: work.settle(session, commit=commit))
+
+    async def _in_driver(self, call: Callable[[], None]) -> None:
+        """Run sync code that waits for the database: in a greenlet, or in a thread.
+
+        The thread is none of those that `def` endpoints use: all of them may be waiting for the very
+        connection that is to be given back here.
+        """
+        if self._async_session is not None:
+            await greenlet_spawn(call)
+        else:
+            await anyio.to_thread.run_sync(call, limiter=self.database.limiter)
+
+    def _out_of_time(self, work: UnitTransaction) -> UnitOfWorkError:
+        """What can be said of a unit that was not settled in time."""
+        work.abandon()
+        seconds = f"{self.database.settle_timeout:g} seconds"
+        if work.outcome == "unknown":
+            return commit_unanswered(self.name, f"{seconds} went by")
+        return ConcurrentUse(
+            f"{self.name}: not settled within {seconds}, because a task or thread was still inside its "
+            f"session or the database did not answer; nothing was kept, and the connection is thrown away"
+        )
+
+    def _settled(self, work: UnitTransaction) -> None:
+        """Record the outcome."""
+        work.abandon()
+        self._phase = Phase.CLOSED
+        self.outcome = work.outcome
+        self.database.closed(self)
+        self.database.tell_settled(self)
+        if self._done is not None:
+            self._done.set_result(None)
+
+    def _next_callback(self) -> tuple[Callback, bool] | None:
+        return self._callbacks.pop(0) if self.outcome == "committed" and self._callbacks else None

@@ -1,0 +1,288 @@
+"""The engines of one database: a writer and a read-only reader, for async and for sync sessions."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+from sqlalchemy import URL, Engine, create_engine, make_url, text
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from ._context import NewUnit
+from ._events import listen
+from ._options import UnitOptions, checked_isolation
+from ._sessions import UnitSession
+from ._unit import UnitOfWork
+from .engines import Adapter, adapter_for
+from .observe import UnitObserver
+from .problems import Condition
+
+__all__ = ["Database"]
+
+logger = logging.getLogger("uow")
+
+_Key = tuple[str, bool]
+
+
+class Database:
+    """One database, reached through engines that are made on first use.
+
+    `url` is a plain SQLAlchemy URL ("sqlite:///items.db", "postgresql://user@host/name"), or one that
+    names its driver. `options` are the keywords of `sqlalchemy.create_engine`; `pool_size` and the like
+    count for each engine. `settle_timeout` bounds, in seconds, how long a COMMIT or ROLLBACK may take
+    before its connection is thrown away. `observer` is told what the units do.
+
+    Nothing is connected until a unit's first SQL. Raises ValueError for a dialect without an adapter.
+    """
+
+    def __init__(
+        self,
+        url: str | URL,
+        *,
+        settle_timeout: float = 10.0,
+        observer: UnitObserver | None = None,
+        **options: Any,
+    ) -> None:
+        self._set_up(make_url(url), settle_timeout, observer, options)
+
+    @classmethod
+    def from_engines(
+        cls,
+        *,
+        writer: AsyncEngine | None = None,
+        reader: AsyncEngine | None = None,
+        sync_writer: Engine | None = None,
+        sync_reader: Engine | None = None,
+        settle_timeout: float = 10.0,
+        observer: UnitObserver | None = None,
+    ) -> Self:
+        """The database behind engines of your own.
+
+        What makes a writer safe on SQLite and a reader read-only is then yours to set up; a missing
+        reader is the writer, and asking for a kind of session that has no engine raises ValueError.
+        """
+        given: dict[_Key, AsyncEngine | Engine | None] = {
+            ("writer", True): writer,
+            ("reader", True): reader or writer,
+            ("writer", False): sync_writer,
+            ("reader", False): sync_reader or sync_writer,
+        }
+        engines = {key: engine for key, engine in given.items() if engine is not None}
+        if not engines:
+            raise ValueError("from_engines() needs at least one engine")
+        self = cls.__new__(cls)
+        self._set_up(next(iter(engines.values())).url, settle_timeout, observer, {})
+        self._own = False
+        self._engines = dict(engines)
+        for sync_engine in {id(e): e for e in map(_sync_engine, engines.values())}.values():
+            listen(sync_engine, self.adapter, observer)
+        return self
+
+    def _set_up(
+        self, url: URL, settle_timeout: float, observer: UnitObserver | None, options: dict[str, Any]
+    ) -> None:
+        self.url = url
+        self.adapter: Adapter = adapter_for(url.get_backend_name())
+        self.settle_timeout = settle_timeout
+        self.limiter = anyio.CapacityLimiter(math.inf)
+        self._own = True
+        self._options = options
+        self._observer = observer
+        self.observed = observer is not None
+        self._making = threading.Lock()
+        self._engines: dict[_Key, AsyncEngine | Engine] = {}
+        self._variants: dict[tuple[str, bool, str], AsyncEngine | Engine] = {}
+        self.opening = threading.Lock()  # taken for moments, to make a unit or its session once
+        self._open: set[UnitOfWork] = set()
+        self._drained: asyncio.Event | None = None
+
+    def __repr__(self) -> str:
+        return f"<Database {self.url.render_as_string()}>"
+
+    def new_unit(
+        self,
+        *,
+        read_only: bool = False,
+        isolation: str | None = None,
+        snapshot: bool = False,
+        name: str | None = None,
+    ) -> NewUnit:
+        """A unit of its own, independent of any around it: `async with` (or `with` for a sync session).
+
+        The block's end commits and an exception rolls back. `read_only`, `isolation` and `snapshot` are
+        those of `unit_options`; `name` is what the log and the errors call it. Raises ValueError for an
+        isolation level that does not exist.
+        """
+        return NewUnit(
+            self, UnitOptions(read_only, checked_isolation(isolation), frozenset(), snapshot), name
+        )
+
+    async def ping(self) -> None:
+        """Return if the database answers; raise SQLAlchemy's exception, or the driver's, if not."""
+        async with self.new_unit(read_only=True, name="ping()") as unit:
+            await unit.session.execute(text("SELECT 1"))
+
+    def ping_sync(self) -> None:
+        """The same through the sync driver."""
+        with self.new_unit(read_only=True, name="ping_sync()") as unit:
+            unit.sync_session.execute(text("SELECT 1"))
+
+    async def dispose(self) -> None:
+        """Wait for the units that are open, at most `settle_timeout`, and close all connections."""
+        if self._open:
+            self._drained = asyncio.Event()
+            with anyio.move_on_after(self.settle_timeout):
+                await self._drained.wait()
+            self._drained = None
+        for engine in self._forget_engines():
+            if isinstance(engine, AsyncEngine):
+                await engine.dispose()
+            else:
+                await anyio.to_thread.run_sync(engine.dispose, limiter=self.limiter)
+        self.adapter.dispose()
+
+    def dispose_sync(self) -> None:
+        """Close the connections of the sync engines; those of async ones need `await dispose()`."""
+        for engine in self._forget_engines():
+            if isinstance(engine, Engine):
+                engine.dispose()
+            else:
+                engine.sync_engine.dispose(close=False)
+        self.adapter.dispose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.dispose_sync()
+
+    def condition(self, error: BaseException) -> Condition | None:
+        """What an exception means to a unit of this database; None for one that it has not caused."""
+        return self.adapter.condition(error)
+
+    # -- the rest is for the units
+
+    @property
+    def reads_need_transaction(self) -> bool:
+        """Whether a reader of ours is in autocommit and leaves it for streams and savepoints."""
+        return self._own and self.adapter.needs_transaction_to_read()
+
+    def engine(self, options: UnitOptions, *, asynchronous: bool) -> Any:
+        """The engine for a unit with these options: AsyncEngine or Engine, as asked."""
+        if options.read_only:
+            if options.snapshot:
+                return self._variant("reader", asynchronous, "snapshot")
+            return self._engine("reader", asynchronous)
+        if options.isolation is not None:
+            return self._variant("writer", asynchronous, options.isolation)
+        return self._engine("writer", asynchronous)
+
+    def transactional_reader(self, session: UnitSession) -> Engine:
+        """The sync engine of the reader inside a transaction, of the kind that the session has."""
+        asynchronous = session.get_bind().dialect.is_async
+        return _sync_engine(self._variant("reader", asynchronous, "transaction"))
+
+    def opened(self, unit: UnitOfWork) -> None:
+        """Count a unit that has a session: `dispose()` waits for it."""
+        self._open.add(unit)
+
+    def closed(self, unit: UnitOfWork) -> None:
+        """Count it no more."""
+        self._open.discard(unit)
+        if self._drained is not None and not self._open:
+            self._drained.set()
+
+    def tell_statement(self, unit: UnitOfWork, seconds: float) -> None:
+        """Tell the observer, if there is one."""
+        if self._observer is not None:
+            self._tell(self._observer.statement, unit, seconds)
+
+    def tell_settled(self, unit: UnitOfWork) -> None:
+        """Tell the observer, if there is one."""
+        if self._observer is not None:
+            self._tell(self._observer.settled, unit)
+
+    def tell_client_gone(self, unit: UnitOfWork) -> None:
+        """Tell the observer, if there is one."""
+        if self._observer is not None:
+            self._tell(self._observer.client_gone, unit)
+
+    @staticmethod
+    def _tell(call: Callable[..., None], *what: Any) -> None:
+        try:
+            call(*what)
+        except Exception:
+            logger.exception("the observer failed in %r", call)
+
+    def _engine(self, role: str, asynchronous: bool) -> AsyncEngine | Engine:
+        engine = self._engines.get((role, asynchronous))
+        if engine is None:
+            with self._making:
+                engine = self._engines.get((role, asynchronous)) or self._make(role, asynchronous)
+                self._engines[role, asynchronous] = engine
+        return engine
+
+    def _make(self, role: str, asynchronous: bool) -> AsyncEngine | Engine:
+        if not self._own:
+            kind = "an async" if asynchronous else "a sync"
+            raise ValueError(f"this database was made from engines, and {kind} {role} is not among them")
+        read_only = role == "reader"
+        url, options = self.adapter.engine_arguments(
+            self.adapter.resolve(self.url), self._options, asynchronous=asynchronous, read_only=read_only
+        )
+        try:
+            engine = create_async_engine(url, **options) if asynchronous else create_engine(url, **options)
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"{url.drivername} needs {error.name!r}: pip install 'uow[{self.adapter.dialect}]'",
+                name=error.name,
+            ) from error
+        sync_engine = _sync_engine(engine)
+        if read_only:
+            self.adapter.prepare_reader(sync_engine)
+        else:
+            self.adapter.prepare_writer(sync_engine)
+        listen(sync_engine, self.adapter, self._observer)
+        return engine
+
+    def _variant(self, role: str, asynchronous: bool, what: str) -> AsyncEngine | Engine:
+        """The same engine, and the same pool, for transactions of another kind."""
+        key = (role, asynchronous, what)
+        variant = self._variants.get(key)
+        if variant is None:
+            engine = _sync_engine(self._engine(role, asynchronous))
+            if role == "writer":
+                changed = self.adapter.writer_at(engine, what)
+            else:
+                changed = self.adapter.transactional_reader(engine, snapshot=what == "snapshot")
+            variant = self._variants[key] = AsyncEngine(changed) if asynchronous else changed
+        return variant
+
+    def _forget_engines(self) -> list[AsyncEngine | Engine]:
+        """Take the engines of ours out of use; a later unit makes new ones."""
+        if not self._own:
+            return []
+        engines = list(self._engines.values())
+        self._engines.clear()
+        self._variants.clear()
+        return engines
+
+
+def _sync_engine(engine: AsyncEngine | Engine) -> Engine:
+    return engine.sync_engine if isinstance(engine, AsyncEngine) else engine

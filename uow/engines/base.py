@@ -1,0 +1,110 @@
+"""What the core asks of an engine."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from enum import Enum, auto
+from typing import Any, ClassVar
+
+from sqlalchemy import URL, Connection, Engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm.exc import StaleDataError
+
+from ..problems import Condition
+
+SECONDS_TO_BEGIN = "uow_seconds_to_begin"
+"""Where a connection says how long its BEGIN took, if that was a trip of its own."""
+
+
+_DRIVER = "uow_driver"
+
+
+def driver_of(connection: Connection) -> Any:
+    """The driver's own connection, looked up once per checkout: it is five properties away."""
+    driver = connection.__dict__.get(_DRIVER)
+    if driver is None:
+        driver = connection.__dict__[_DRIVER] = connection.connection.driver_connection
+    return driver
+
+
+class TransactionState(Enum):
+    """What the driver knows of its connection's transaction, without asking the server."""
+
+    IDLE = auto()
+    OPEN = auto()
+    FAILED = auto()
+
+
+class Adapter(ABC):
+    """One engine: how its writer and its reader are made, and what its drivers say."""
+
+    dialect: ClassVar[str]
+    drivers: ClassVar[tuple[str, ...]]
+    """The packages whose exceptions count as the database's own."""
+    one_writer: ClassVar[bool]
+    """Whether a second writer waits for the first one's transaction to end."""
+
+    def resolve(self, url: URL) -> URL:
+        """The URL of the real database, made at the first connection."""
+        return url
+
+    @abstractmethod
+    def engine_arguments(
+        self, url: URL, options: dict[str, Any], *, asynchronous: bool, read_only: bool
+    ) -> tuple[URL, dict[str, Any]]:
+        """The URL with its driver and the keywords for `create_engine`, from those of the user."""
+
+    @abstractmethod
+    def prepare_writer(self, engine: Engine) -> None:
+        """Install what the writer's connections need."""
+
+    @abstractmethod
+    def prepare_reader(self, engine: Engine) -> None:
+        """Install what makes the reader's connections read-only, and proves it."""
+
+    @abstractmethod
+    def writer_at(self, engine: Engine, isolation: str) -> Engine:
+        """The writer whose transactions run at this isolation level."""
+
+    @abstractmethod
+    def transactional_reader(self, engine: Engine, *, snapshot: bool) -> Engine:
+        """The reader inside a transaction, for streams, savepoints and snapshots."""
+
+    @abstractmethod
+    def needs_transaction_to_read(self) -> bool:
+        """Whether streams and savepoints of a reader need `transactional_reader`."""
+
+    @abstractmethod
+    def transaction_state(self, driver: Any) -> TransactionState:
+        """The state of the transaction on a driver's connection; costs no round trip."""
+
+    @abstractmethod
+    def still_read_only(self, driver: Any) -> bool:
+        """Whether a reader's connection may serve another unit; costs no round trip."""
+
+    @abstractmethod
+    def driver_condition(self, error: BaseException) -> Condition:
+        """What an exception of the driver means."""
+
+    def dispose(self) -> None:
+        """Give back what `resolve` made."""
+
+    def is_drivers(self, error: BaseException) -> bool:
+        """Whether the exception comes from the driver, wrapped by SQLAlchemy or not."""
+        if isinstance(error, DBAPIError):
+            return True
+        return type(error).__module__.partition(".")[0] in self.drivers
+
+    def condition(self, error: BaseException) -> Condition | None:
+        """What an exception means to a unit; None if it has nothing to do with the database."""
+        if isinstance(error, PoolTimeout):
+            return Condition.UNAVAILABLE
+        if isinstance(error, StaleDataError):
+            return Condition.STALE
+        if not self.is_drivers(error):
+            return None
+        driver_error = error.orig if isinstance(error, DBAPIError) and error.orig else error
+        condition = self.driver_condition(driver_error)
+        lost = isinstance(error, DBAPIError) and error.connection_invalidated
+        return Condition.CONNECTION_LOST if lost and condition is Condition.OTHER else condition

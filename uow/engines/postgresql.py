@@ -1,0 +1,169 @@
+"""PostgreSQL: readers that the server itself holds to reading, and COMMIT's own answer is read.
+
+The reader runs in autocommit, one round trip per statement, on connections whose
+`default_transaction_read_only` is on (https://www.postgresql.org/docs/current/runtime-config-client.html);
+inside a transaction block only where a stream, a savepoint or a snapshot needs one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import URL, Engine, event
+
+from ..errors import ReadOnlyUnitOfWork
+from ..problems import Condition
+from .base import Adapter, TransactionState
+
+_SETTING = "default_transaction_read_only"
+
+_CONDITIONS = {
+    "40003": Condition.COMMIT_UNKNOWN,
+    "08007": Condition.COMMIT_UNKNOWN,
+    "55P03": Condition.LOCK_TIMEOUT,
+    "57014": Condition.TIME_UP,
+    "25P03": Condition.TIME_UP,
+    "25P04": Condition.TIME_UP,
+    "23505": Condition.UNIQUE,
+    "23P01": Condition.UNIQUE,
+    "23503": Condition.FOREIGN_KEY,
+    "23514": Condition.CHECK,
+    "23502": Condition.BAD_DATA,
+    "25P02": Condition.ABORTED,
+    "25006": Condition.READ_ONLY,
+    "53100": Condition.STORAGE_FULL,
+    "57P01": Condition.CONNECTION_LOST,
+    "57P02": Condition.CONNECTION_LOST,
+    "57P03": Condition.UNAVAILABLE,
+}
+_CLASS_CONDITIONS = {
+    "08": Condition.CONNECTION_LOST,
+    "22": Condition.BAD_DATA,
+    "40": Condition.SERIALIZATION,
+    "53": Condition.UNAVAILABLE,
+}
+
+# https://www.postgresql.org/docs/current/libpq-status.html#LIBPQ-PQTRANSACTIONSTATUS
+_LIBPQ_STATES = {0: TransactionState.IDLE, 3: TransactionState.FAILED}
+
+# What a URL may say in libpq's words, and asyncpg's keyword for it.
+_ASYNCPG_WORDS = {"sslmode": "ssl", "connect_timeout": "timeout"}
+_ASYNC_DRIVERS = {"psycopg": "psycopg", "psycopg_async": "psycopg_async"}
+_SYNC_DRIVERS = {"psycopg2": "psycopg2", "psycopg2cffi": "psycopg2cffi", "pg8000": "pg8000"}
+
+
+class PostgreSQL(Adapter):
+    """PostgreSQL through asyncpg and psycopg."""
+
+    dialect = "postgresql"
+    drivers = ("asyncpg", "psycopg", "psycopg2")
+    one_writer = False
+
+    def engine_arguments(
+        self, url: URL, options: dict[str, Any], *, asynchronous: bool, read_only: bool
+    ) -> tuple[URL, dict[str, Any]]:
+        named = url.drivername.partition("+")[2]
+        driver = _ASYNC_DRIVERS.get(named, "asyncpg") if asynchronous else _SYNC_DRIVERS.get(named, "psycopg")
+        url = url.set(drivername=f"postgresql+{driver}")
+        settings = {_SETTING: "on"} if read_only else {}
+        if driver == "asyncpg":
+            url, arguments = _for_asyncpg(url, options.get("connect_args", {}), settings)
+        else:
+            arguments = _for_libpq(url, options.get("connect_args", {}), settings)
+        chosen = options | {"connect_args": arguments}
+        if read_only:
+            # The unit ends its rare transactions itself; a ROLLBACK at every return would be a trip.
+            chosen |= {
+                "isolation_level": "AUTOCOMMIT",
+                "pool_reset_on_return": None,
+                "skip_autocommit_rollback": True,
+            }
+        return url, chosen
+
+    def prepare_writer(self, engine: Engine) -> None:
+        """Nothing: the driver begins with the first statement."""
+
+    def prepare_reader(self, engine: Engine) -> None:
+        event.listen(engine, "connect", _ask_whether_read_only)
+
+    def writer_at(self, engine: Engine, isolation: str) -> Engine:
+        return engine.execution_options(isolation_level=isolation)
+
+    def transactional_reader(self, engine: Engine, *, snapshot: bool) -> Engine:
+        level = "REPEATABLE READ" if snapshot else "READ COMMITTED"
+        return engine.execution_options(isolation_level=level)
+
+    def needs_transaction_to_read(self) -> bool:
+        return True
+
+    def transaction_state(self, driver: Any) -> TransactionState:
+        if hasattr(driver, "is_in_transaction"):  # asyncpg, which does not tell a failed one
+            return TransactionState.OPEN if driver.is_in_transaction() else TransactionState.IDLE
+        return _LIBPQ_STATES.get(int(driver.info.transaction_status), TransactionState.OPEN)
+
+    def still_read_only(self, driver: Any) -> bool:
+        """Idle, and nobody switched it to writing: the server reports the setting since release 14."""
+        if self.transaction_state(driver) is not TransactionState.IDLE:
+            return False
+        if hasattr(driver, "get_settings"):
+            reported = getattr(driver.get_settings(), _SETTING, "on")
+        else:
+            reported = driver.info.parameter_status(_SETTING) or "on"
+        return bool(reported == "on")
+
+    def driver_condition(self, error: BaseException) -> Condition:
+        state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+        if not isinstance(state, str):
+            return Condition.OTHER
+        return _CONDITIONS.get(state) or _CLASS_CONDITIONS.get(state[:2], Condition.OTHER)
+
+
+def _for_asyncpg(url: URL, given: dict[str, Any], settings: dict[str, str]) -> tuple[URL, dict[str, Any]]:
+    """The URL in asyncpg's words, and asyncpg's keywords with these server settings added."""
+    query = {_ASYNCPG_WORDS.get(word, word): value for word, value in url.query.items()}
+    name = query.pop("application_name", None)
+    named = {} if name is None else {"application_name": name}
+    arguments = {"connection_class": _tag_reading_connection()} | given
+    arguments["server_settings"] = named | given.get("server_settings", {}) | settings
+    return url.set(query=query), arguments
+
+
+def _for_libpq(url: URL, given: dict[str, Any], settings: dict[str, str]) -> dict[str, Any]:
+    """libpq's keywords with these server settings added to `options`, the URL's own included."""
+    if not settings:
+        return given
+    before = given.get("options", url.query.get("options", ""))
+    flags = " ".join(f"-c {name}={value}" for name, value in settings.items())
+    return given | {"options": f"{before if isinstance(before, str) else ' '.join(before)} {flags}".strip()}
+
+
+def _ask_whether_read_only(connection: Any, record: object) -> None:
+    """Refuse a reader's connection that can write: a pooler may drop start-up parameters."""
+    cursor = connection.cursor()
+    cursor.execute("SHOW transaction_read_only")
+    answer = cursor.fetchone()[0]
+    cursor.close()
+    if answer != "on":
+        raise ReadOnlyUnitOfWork(
+            f"a new connection of the reader is not read-only: something between this process and the "
+            f"server dropped {_SETTING}=on; let the pooler pass it on, or give the reader a role that has it "
+            f"(ALTER ROLE ... SET {_SETTING} = on)"
+        )
+
+
+def _tag_reading_connection() -> type[Any]:
+    """asyncpg's connection, which asks COMMIT for its tag.
+
+    PostgreSQL answers the COMMIT of a failed transaction with ROLLBACK and no error, and errors on the
+    raw driver connection (COPY, say) raise no event: without this the unit would be taken for committed.
+    """
+    import asyncpg  # here because it is one of two drivers, and only its users have it
+
+    class TagReadingConnection(asyncpg.Connection):
+        async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
+            tag: str = await super().execute(query, *args, timeout=timeout)
+            if tag == "ROLLBACK" and query.startswith("COMMIT"):
+                raise asyncpg.exceptions.InFailedSQLTransactionError("COMMIT was answered with ROLLBACK")
+            return tag
+
+    return TagReadingConnection

@@ -1,0 +1,68 @@
+"""Every error that `uow` raises.
+
+    UnitOfWorkError
+    ├── NoUnitOfWork          there is no unit here: outside a request, or after its answer
+    ├── UnitOfWorkClosed      the unit is over: settled, or rolled back by the handler
+    ├── UnitOfWorkDoomed      the database refused a statement, so the unit cannot commit
+    ├── MixedSessions         one unit was asked for a sync and an async session
+    ├── ConcurrentUse         two tasks or threads are inside one session
+    ├── ReadOnlyUnitOfWork    a read-only unit was asked to write
+    ├── SettleRefused         a handler tried to commit, begin, reset or invalidate
+    ├── WouldDeadlock         a unit inside a unit would wait for its own outer unit
+    └── OutcomeUnknown        whether the COMMIT took effect could not be learnt
+
+What the database itself refuses arrives as SQLAlchemy's own exceptions (`sqlalchemy.exc`), unchanged.
+"""
+
+__all__ = [
+    "ConcurrentUse",
+    "MixedSessions",
+    "NoUnitOfWork",
+    "OutcomeUnknown",
+    "ReadOnlyUnitOfWork",
+    "SettleRefused",
+    "UnitOfWorkClosed",
+    "UnitOfWorkDoomed",
+    "UnitOfWorkError",
+    "WouldDeadlock",
+]
+
+
+class UnitOfWorkError(Exception):
+    """The root of the tree above."""
+
+
+class NoUnitOfWork(UnitOfWorkError):
+    """There is no unit of work here: the code runs outside a request, or after its answer."""
+
+
+class UnitOfWorkClosed(UnitOfWorkError):
+    """The unit of work is over, and its session, results and streams with it."""
+
+
+class UnitOfWorkDoomed(UnitOfWorkError):
+    """The database refused a statement of this unit, so nothing of it can be committed."""
+
+
+class MixedSessions(UnitOfWorkError):
+    """One unit was asked for a sync and an async session: two transactions that look like one."""
+
+
+class ConcurrentUse(UnitOfWorkError):
+    """Two tasks or threads are inside one session at the same time."""
+
+
+class ReadOnlyUnitOfWork(UnitOfWorkError):
+    """A read-only unit was asked to write, and the database refused it."""
+
+
+class SettleRefused(UnitOfWorkError):
+    """A handler tried to settle its unit; only the unit's owner does that."""
+
+
+class WouldDeadlock(UnitOfWorkError):
+    """A unit inside a unit would wait for a lock that its own outer unit holds."""
+
+
+class OutcomeUnknown(UnitOfWorkError):
+    """Nobody could learn whether the COMMIT took effect; look before you try again."""

@@ -6,7 +6,8 @@ the session with `current_session()`.
 """
 
 from . import errors
-from ._context import current_session, current_sync_session, current_unit, new_unit, on_commit
+from ._context import current_session, current_sync_session, current_unit, on_commit
+from ._new_unit import new_unit
 from ._options import unit_options
 from ._unit import UnitOfWork
 from .database import Database

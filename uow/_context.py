@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar, Token
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from ._options import UnitOptions, checked_isolation
-from ._unit import UnitOfWork
 from .errors import NoUnitOfWork
 
 if TYPE_CHECKING:
+    from ._unit import UnitOfWork
     from .database import Database
 
 _NOWHERE = (
@@ -71,13 +69,23 @@ def leave(token: Token[Place]) -> None:
     _place.reset(token)
 
 
-def current_unit() -> UnitOfWork:
-    """The running unit of work; raises NoUnitOfWork, with the remedy, where there is none."""
+def current_place() -> Place:
+    """Where the running code is; NoUnitOfWork, with the remedy, outside of everything."""
     try:
-        place = _place.get()
+        return _place.get()
     except LookupError:
         raise NoUnitOfWork(_NOWHERE) from None
-    return place.current()
+
+
+def unit_around() -> UnitOfWork | None:
+    """The unit that the running code is inside of, if there is one."""
+    place = _place.get(None)
+    return None if place is None else place.unit
+
+
+def current_unit() -> UnitOfWork:
+    """The running unit of work; raises NoUnitOfWork, with the remedy, where there is none."""
+    return current_place().current()
 
 
 def current_session() -> AsyncSession:
@@ -97,73 +105,3 @@ def current_sync_session() -> Session:
 def on_commit(callback: Callable[[], Any]) -> None:
     """Call `callback` once the running unit is committed: see `UnitOfWork.on_commit`."""
     current_unit().on_commit(callback)
-
-
-def new_unit(
-    *, read_only: bool = False, isolation: str | None = None, snapshot: bool = False, name: str | None = None
-) -> NewUnit:
-    """A unit of its own on the database of the running app: see `Database.new_unit`.
-
-    Raises NoUnitOfWork where no app's database is at hand; write `database.new_unit()` there.
-    """
-    try:
-        database = _place.get().database
-    except LookupError:
-        raise NoUnitOfWork(_NOWHERE) from None
-    return NewUnit(
-        database, UnitOptions(read_only, checked_isolation(isolation), frozenset(), snapshot), name
-    )
-
-
-class NewUnit:
-    """A unit as a block, `async with` or `with`: its end commits, an exception rolls back."""
-
-    def __init__(self, database: Database, options: UnitOptions, name: str | None) -> None:
-        self._database = database
-        self._options = options
-        self._name = name or "new_unit()"
-        self._entered: tuple[UnitOfWork, Token[Place]] | None = None
-
-    async def __aenter__(self) -> UnitOfWork:
-        return self._enter(sync_only=False)
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        unit, token = self._exit()
-        try:
-            await unit.settle(commit=error is None)
-        finally:
-            leave(token)
-            await unit.run_callbacks()
-
-    def __enter__(self) -> UnitOfWork:
-        return self._enter(sync_only=True)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        unit, token = self._exit()
-        try:
-            unit.settle_sync(commit=error is None)
-        finally:
-            leave(token)
-            unit.run_callbacks_sync()
-
-    def _enter(self, *, sync_only: bool) -> UnitOfWork:
-        if self._entered is not None:
-            raise RuntimeError("a unit is entered once; call new_unit() again for another")
-        around = _place.get(None)
-        unit = UnitOfWork(
-            self._database,
-            self._name,
-            lambda: self._options,
-            sync_only=sync_only,
-            outer=None if around is None else around.unit,
-        )
-        self._entered = unit, enter(Place(self._database, unit))
-        return unit
-
-    def _exit(self) -> tuple[UnitOfWork, Token[Place]]:
-        assert self._entered is not None
-        return self._entered

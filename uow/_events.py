@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from ._messages import read_only
-from ._transaction import UnitTransaction, work_of
+from ._watch import Watch, work_of
 from .engines import Adapter, TransactionState, driver_of
 from .problems import Condition
 
@@ -63,6 +63,8 @@ def _handle_error(context: ExceptionContext, adapter: Adapter) -> BaseException 
         return None  # it never left SQLAlchemy: a missing parameter, a row that a type cannot read
     if context.connection is not None:
         _tell(context.connection, work)
+        if stopped:
+            adapter.interrupt(context.connection)
     error: BaseException = wrapped or original
     if work.read_only and adapter.condition(error) is Condition.READ_ONLY:
         error = read_only(work.name)
@@ -71,7 +73,7 @@ def _handle_error(context: ExceptionContext, adapter: Adapter) -> BaseException 
     return error if error is not wrapped and error is not original else None
 
 
-def _transaction_is_gone(connection: Connection | None, work: UnitTransaction) -> bool:
+def _transaction_is_gone(connection: Connection | None, work: Watch) -> bool:
     """Whether the error cost the whole transaction, as a full disk does on SQLite."""
     if connection is None or connection.closed or connection.invalidated:
         return True
@@ -115,7 +117,7 @@ def _after_cursor_execute(connection: Connection, cursor: object, statement: str
         _tell(connection, work)
 
 
-def _tell(connection: Connection, work: UnitTransaction) -> None:
+def _tell(connection: Connection, work: Watch) -> None:
     started = connection.__dict__.pop(_STARTED, None)
     if started is not None:
         work.tell(perf_counter() - started)

@@ -160,7 +160,8 @@ class Exchange(Place):
             if unit is not None:
                 await unit.settle(commit=False)  # does nothing but wait if it is being settled already
         except UnitOfWorkError as unknown:
-            error = unknown
+            logger.error("%s: %s", self.name, unknown, exc_info=unknown)
+            error = unknown if isinstance(error, Exception) else error
         kept = unit is not None and self._head is not None and unit.outcome == "committed"
         if kept or self._started or not isinstance(error, Exception) or self._problem(error) is None:
             await self._end()

@@ -84,6 +84,6 @@ def mixed_sessions(name: str, asked: str, has: str, instead: str) -> MixedSessio
 def would_deadlock(name: str, outer: str, dialect: str) -> WouldDeadlock:
     """A unit would wait for the one around it."""
     return WouldDeadlock(
-        f"{name}: it would wait for {outer}, which is open for writing around it, and {dialect} has one "
-        f"writer at a time. Open it before the outer unit's first SQL or after its end, or make it read-only"
+        f"{name}: it would wait for {outer}, which is open for writing here and cannot end before it, and "
+        f"{dialect} has one writer at a time. Write before the other unit begins or after its end"
     )

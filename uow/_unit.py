@@ -14,12 +14,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util import greenlet_spawn
 
+from ._context import unit_around
 from ._messages import closed, commit_unanswered, mixed_sessions, would_deadlock
 from ._options import UnitOptions
 from ._sessions import UnitSession
 from ._shield import Unfinished, finish
-from ._transaction import Phase, UnitTransaction
-from .errors import ConcurrentUse, UnitOfWorkError
+from ._transaction import UnitTransaction
+from ._watch import Phase
+from .errors import ConcurrentUse
 from .problems import Condition
 
 if TYPE_CHECKING:
@@ -160,14 +162,14 @@ class UnitOfWork:
         return Condition.UNAVAILABLE if condition in (None, Condition.OTHER) else condition
 
     def check_outer(self) -> None:
-        """Raise WouldDeadlock where this unit would wait for the one around it."""
-        if self._outer is None or self.options.read_only or not self.database.adapter.one_writer:
+        """Raise WouldDeadlock where this unit would wait for one that cannot end before it."""
+        if self.options.read_only or not self.database.adapter.one_writer:
             return
-        outer: UnitOfWork | None = self._outer
-        while outer is not None:
-            if outer.database is self.database and outer.holds_writer():
-                raise would_deadlock(self.name, outer.name, self.database.adapter.dialect)
-            outer = outer._outer
+        other = self._outer or unit_around()  # its session may be used inside the block of an inner unit
+        while other is not None:
+            if other is not self and other.database is self.database and other.holds_writer():
+                raise would_deadlock(self.name, other.name, self.database.adapter.dialect)
+            other = other._outer
 
     async def settle(self, *, commit: bool) -> None:
         """Commit or roll back and close; returns when the database has answered.
@@ -185,8 +187,8 @@ class UnitOfWork:
             if not self._close_at_once(work, commit=commit):
                 self._done = Future()
                 await finish(self._settle(work, commit=commit), seconds=self.database.settle_timeout)
-        except Unfinished as error:
-            raise self._out_of_time(work) from error
+        except Unfinished:
+            self._out_of_time(work, commit=commit)
         finally:
             self._settled(work)
 
@@ -200,8 +202,9 @@ class UnitOfWork:
             left = work.stop_entering()
             if left is not None and not wait((left,), self.database.settle_timeout).done:
                 work.throw_away()
-                raise self._out_of_time(work)
-            work.settle(self._own_session(), commit=commit)
+                self._out_of_time(work, commit=commit)
+            else:
+                work.settle(self._own_session(), commit=commit)
         finally:
             self._settled(work)
 
@@ -305,16 +308,19 @@ class UnitOfWork:
         else:
             await anyio.to_thread.run_sync(call, limiter=self.database.limiter)
 
-    def _out_of_time(self, work: UnitTransaction) -> UnitOfWorkError:
-        """What can be said of a unit that was not settled in time."""
+    def _out_of_time(self, work: UnitTransaction, *, commit: bool) -> None:
+        """Say what can be said of a unit that was not settled in time; a rollback needs no answer."""
         work.abandon()
         seconds = f"{self.database.settle_timeout:g} seconds"
         if work.outcome == "unknown":
-            return commit_unanswered(self.name, f"{seconds} went by")
-        return ConcurrentUse(
+            raise commit_unanswered(self.name, f"{seconds} went by")
+        late = ConcurrentUse(
             f"{self.name}: not settled within {seconds}, because a task or thread was still inside its "
             f"session or the database did not answer; nothing was kept, and the connection is thrown away"
         )
+        if commit:
+            raise late
+        logger.warning("%s", late)
 
     def _settled(self, work: UnitTransaction) -> None:
         """Record the outcome."""
@@ -323,7 +329,7 @@ class UnitOfWork:
         self.outcome = work.outcome
         self.database.closed(self)
         self.database.tell_settled(self)
-        if self._done is not None:
+        if self._done is not None and not self._done.done():
             self._done.set_result(None)
 
     def _next_callback(self) -> tuple[Callback, bool] | None:

@@ -7,6 +7,7 @@ import logging
 import math
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,8 +15,8 @@ import anyio
 from sqlalchemy import URL, Engine, create_engine, make_url, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from ._context import NewUnit
 from ._events import listen
+from ._new_unit import NewUnit
 from ._options import UnitOptions, checked_isolation
 from ._sessions import UnitSession
 from ._unit import UnitOfWork
@@ -100,7 +101,7 @@ class Database:
         self._variants: dict[tuple[str, bool, str], AsyncEngine | Engine] = {}
         self.opening = threading.Lock()  # taken for moments, to make a unit or its session once
         self._open: set[UnitOfWork] = set()
-        self._drained: asyncio.Event | None = None
+        self._drained: Future[None] | None = None
 
     def __repr__(self) -> str:
         return f"<Database {self.url.render_as_string()}>"
@@ -136,10 +137,8 @@ class Database:
     async def dispose(self) -> None:
         """Wait for the units that are open, at most `settle_timeout`, and close all connections."""
         if self._open:
-            self._drained = asyncio.Event()
-            with anyio.move_on_after(self.settle_timeout):
-                await self._drained.wait()
-            self._drained = None
+            self._drained = self._drained or Future()  # units of threads and other loops end here as well
+            await asyncio.wait((asyncio.wrap_future(self._drained),), timeout=self.settle_timeout)
         for engine in self._forget_engines():
             if isinstance(engine, AsyncEngine):
                 await engine.dispose()
@@ -205,8 +204,9 @@ class Database:
     def closed(self, unit: UnitOfWork) -> None:
         """Count it no more."""
         self._open.discard(unit)
-        if self._drained is not None and not self._open:
-            self._drained.set()
+        if not self._open and self._drained is not None:
+            self._drained.set_result(None)
+            self._drained = None
 
     def tell_statement(self, unit: UnitOfWork, seconds: float) -> None:
         """Tell the observer, if there is one."""

@@ -90,6 +90,12 @@ class Adapter(ABC):
     def dispose(self) -> None:
         """Give back what `resolve` made."""
 
+    def adopt(self, driver: Any) -> None:
+        """Prepare a driver's connection for a unit; each time, because its engine may be the user's own."""
+
+    def interrupt(self, connection: Connection) -> None:
+        """Stop a statement whose caller was cancelled and which the driver would run to its end."""
+
     def is_drivers(self, error: BaseException) -> bool:
         """Whether the exception comes from the driver, wrapped by SQLAlchemy or not."""
         if isinstance(error, DBAPIError):

@@ -7,6 +7,7 @@ inside a transaction block only where a stream, a savepoint or a snapshot needs 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from sqlalchemy import URL, Engine, event
@@ -15,6 +16,7 @@ from ..errors import ReadOnlyUnitOfWork
 from ..problems import Condition
 from .base import Adapter, TransactionState
 
+_READS_TAGS = "_uow_reads_tags"
 _SETTING = "default_transaction_read_only"
 
 _CONDITIONS = {
@@ -96,6 +98,10 @@ class PostgreSQL(Adapter):
     def needs_transaction_to_read(self) -> bool:
         return True
 
+    def adopt(self, driver: Any) -> None:
+        if hasattr(driver, "is_in_transaction") and not hasattr(driver, _READS_TAGS):
+            driver.__class__ = _tag_reading(driver.__class__)
+
     def transaction_state(self, driver: Any) -> TransactionState:
         if hasattr(driver, "is_in_transaction"):  # asyncpg, which does not tell a failed one
             return TransactionState.OPEN if driver.is_in_transaction() else TransactionState.IDLE
@@ -123,9 +129,8 @@ def _for_asyncpg(url: URL, given: dict[str, Any], settings: dict[str, str]) -> t
     query = {_ASYNCPG_WORDS.get(word, word): value for word, value in url.query.items()}
     name = query.pop("application_name", None)
     named = {} if name is None else {"application_name": name}
-    arguments = {"connection_class": _tag_reading_connection()} | given
-    arguments["server_settings"] = named | given.get("server_settings", {}) | settings
-    return url.set(query=query), arguments
+    server_settings = named | given.get("server_settings", {}) | settings
+    return url.set(query=query), given | {"server_settings": server_settings}
 
 
 def _for_libpq(url: URL, given: dict[str, Any], settings: dict[str, str]) -> dict[str, Any]:
@@ -151,19 +156,19 @@ def _ask_whether_read_only(connection: Any, record: object) -> None:
         )
 
 
-def _tag_reading_connection() -> type[Any]:
-    """asyncpg's connection, which asks COMMIT for its tag.
+@functools.cache
+def _tag_reading(cls: Any) -> Any:
+    """A class of asyncpg's connections that asks COMMIT for its tag, and is otherwise the same.
 
     PostgreSQL answers the COMMIT of a failed transaction with ROLLBACK and no error, and errors on the
     raw driver connection (COPY, say) raise no event: without this the unit would be taken for committed.
     """
-    import asyncpg  # here because it is one of two drivers, and only its users have it
+    from asyncpg.exceptions import InFailedSQLTransactionError  # here: not everybody has asyncpg
 
-    class TagReadingConnection(asyncpg.Connection):
-        async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
-            tag: str = await super().execute(query, *args, timeout=timeout)
-            if tag == "ROLLBACK" and query.startswith("COMMIT"):
-                raise asyncpg.exceptions.InFailedSQLTransactionError("COMMIT was answered with ROLLBACK")
-            return tag
+    async def execute(self: Any, query: str, *args: Any, timeout: float | None = None) -> str:
+        tag: str = await cls.execute(self, query, *args, timeout=timeout)
+        if tag == "ROLLBACK" and query.startswith("COMMIT"):
+            raise InFailedSQLTransactionError("COMMIT was answered with ROLLBACK")
+        return tag
 
-    return TagReadingConnection
+    return type(cls.__name__, (cls,), {"__slots__": (), "execute": execute, _READS_TAGS: True})

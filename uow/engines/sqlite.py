@@ -96,7 +96,7 @@ class SQLite(Adapter):
         wait = float(options.get("pool_timeout", DEFAULT_TIMEOUT))  # for other processes, in seconds
         given = options.get("connect_args", {})
         chosen = options | {
-            "connect_args": {"timeout": wait} | given | {"isolation_level": None},
+            "connect_args": {"timeout": wait, "factory": _Connection} | given | {"isolation_level": None},
             "pool_reset_on_return": None,  # the unit leaves its connection clean
         }
         if read_only:
@@ -134,12 +134,32 @@ class SQLite(Adapter):
     def still_read_only(self, driver: Any) -> bool:
         return self.transaction_state(driver) is TransactionState.IDLE
 
+    def interrupt(self, connection: Connection) -> None:
+        """Stop what runs on in aiosqlite's thread: until its end it would hold the write lock."""
+        if connection.dialect.is_async:
+            await_only(driver_of(connection).interrupt())
+
     def driver_condition(self, error: BaseException) -> Condition:
         code = getattr(error, "sqlite_errorcode", None)
         if code is None:
             return Condition.OTHER
         by_primary_code = _PRIMARY_CONDITIONS.get(code & 0xFF, Condition.OTHER)
         return _CONDITIONS.get(code, by_primary_code)
+
+
+class _Connection(sqlite3.Connection):
+    """Rolls back before it closes.
+
+    A cancelled statement's cursor may be part of a reference cycle; SQLite keeps a closed connection, and
+    its write lock, until its last cursor is freed (https://www.sqlite.org/c3ref/close.html).
+    """
+
+    def close(self) -> None:
+        try:
+            if self.in_transaction:
+                self.rollback()
+        finally:
+            super().close()
 
 
 def _set_up(connection: Any, record: object) -> None:

@@ -1,0 +1,224 @@
+"""What a unit does on its connection, as its session and the engine's events tell it.
+
+Here is decided whether a unit can still commit. *Doomed* is a unit of which the database has refused a
+statement outside of any savepoint that was rolled back; PostgreSQL would answer its COMMIT with a silent
+ROLLBACK, other engines would commit the rest of it, and both would make a 2xx a lie.
+"""
+
+from __future__ import annotations
+
+import re
+from concurrent.futures import Future
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any
+
+from greenlet import getcurrent
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from . import _messages
+from .engines import SECONDS_TO_BEGIN, TransactionState, driver_of
+from .errors import UnitOfWorkDoomed
+
+if TYPE_CHECKING:
+    from ._sessions import UnitSession
+    from ._transaction import UnitTransaction
+    from ._unit import Outcome, UnitOfWork
+
+_KEY = "uow_work"
+_NEVER_CONTAINED = -1
+_KEPT_RESULTS = 64
+_ENDS_TRANSACTION = re.compile(
+    r"\s*(commit|end|abort|prepare\s+transaction|rollback(?!\s+((work|transaction)\s+)?to\b))\b",
+    re.IGNORECASE,
+).match
+
+
+class Phase(Enum):
+    """How far a unit has come."""
+
+    OPEN = auto()
+    SETTLING = auto()
+    CLOSED = auto()
+
+
+def work_of(connection: Connection | None) -> UnitTransaction | None:
+    """The transaction that a connection is in, if it is a unit's."""
+    return None if connection is None else connection.__dict__.get(_KEY)
+
+
+class Watch:
+    """What a unit has done on its connection, and whether that can still be committed."""
+
+    __slots__ = (
+        "_abandoned",
+        "_acknowledged",
+        "_committing",
+        "_depth",
+        "_failure_depth",
+        "_idle",
+        "_inside",
+        "_internal",
+        "_results",
+        "_settler",
+        "adapter",
+        "commit_sent",
+        "connections",
+        "ended",
+        "failure",
+        "in_autocommit",
+        "name",
+        "outcome",
+        "phase",
+        "read_only",
+        "statements",
+        "unit",
+    )  # fmt: skip
+
+    def __init__(self, unit: UnitOfWork, *, in_autocommit: bool) -> None:
+        self.unit = unit
+        self.name = unit.name
+        self.adapter = unit.database.adapter
+        self.read_only = unit.options.read_only
+        self.in_autocommit = in_autocommit
+        self.phase = Phase.OPEN
+        self.connections: list[Connection] = []
+        self.failure: BaseException | None = None
+        self.ended = False
+        self.outcome: Outcome | None = None
+        self.commit_sent = False
+        self._committing = False
+        self._acknowledged = False
+        self._abandoned = False
+        self.statements = 0
+        self._failure_depth = 0
+        self._depth = 0
+        self._inside = 0
+        self._internal = False
+        self._idle: Future[None] | None = None
+        self._results: list[Any] = []
+        self._settler: object = None
+
+    # -- the session's way in and out
+
+    def check_open(self) -> None:
+        """Raise UnitOfWorkClosed unless the unit is open, or the caller is settling it."""
+        if self.phase is Phase.OPEN and not self.ended:
+            return
+        if self.phase is Phase.SETTLING and self._settler is getcurrent():
+            return
+        raise _messages.rolled_back(self.name) if self.phase is Phase.OPEN else _messages.closed(self.name)
+
+    def doomed(self) -> UnitOfWorkDoomed:
+        """The error of a unit that cannot be committed, naming the reason."""
+        return _messages.doomed(self.name, self.failure, ended=self.ended)
+
+    def enter(self) -> None:
+        """Let a call of the session through to the database."""
+        self.check_open()
+        if self.failure is not None and self.phase is Phase.OPEN:
+            raise self.doomed() from self.failure
+        if not self.connections:
+            self.unit.check_outer()
+        self._inside += 1
+
+    def leave(self) -> None:
+        """The call is over."""
+        self._inside -= 1
+        if self._idle is not None and not self._inside and not self._idle.done():
+            self._idle.set_result(None)
+
+    def stop_entering(self) -> Future[None] | None:
+        """Close the way in; a future of the moment when the last call has left, if one is inside."""
+        self.phase = Phase.SETTLING
+        if self._inside and self._idle is None:
+            self._idle = Future()
+        return self._idle
+
+    def note(self, error: Exception) -> None:
+        """Doom the unit for an error that came before it had a connection: no event tells of those."""
+        if not self.connections and isinstance(error, (DBAPIError, PoolTimeout, OSError)):
+            self.doom(error)
+
+    def keep(self, result: Any) -> None:
+        """Remember a result, so that it ends with the unit."""
+        results = self._results
+        if len(results) >= _KEPT_RESULTS:
+            results[:] = [kept for kept in results if not getattr(kept, "_soft_closed", False)]
+        results.append(getattr(result, "_real_result", None) or result)
+
+    # -- what the engine's events tell
+
+    def began(self, connection: Connection) -> None:
+        """The session has a connection."""
+        self.connections.append(connection)
+        connection.__dict__[_KEY] = self
+        self.adapter.adopt(driver_of(connection))
+        if SECONDS_TO_BEGIN in connection.__dict__:
+            self.tell(connection.__dict__[SECONDS_TO_BEGIN])
+
+    def tell(self, seconds: float) -> None:
+        """Tell the observer of something that was sent to the database."""
+        self.unit.database.tell_statement(self.unit, seconds)
+
+    def doom(self, error: BaseException, *, for_good: bool = False) -> None:
+        """The database refused a statement: remember the error that lies outermost."""
+        depth = _NEVER_CONTAINED if for_good else self._depth
+        if self.failure is None or depth < self._failure_depth:
+            self.failure, self._failure_depth = error, depth
+
+    def savepoint_set(self) -> None:
+        self._depth += 1
+
+    def savepoint_undone(self) -> None:
+        """Errors inside the savepoint are contained."""
+        if self.failure is not None and self._failure_depth >= self._depth:
+            self.failure = None
+        self._depth -= 1
+
+    def savepoint_released(self, connection: Connection, name: str) -> None:
+        """An error that was swallowed inside the savepoint undoes it, and is raised again here.
+
+        PostgreSQL would refuse the RELEASE, SQLite would keep what came before the error.
+        """
+        error = self.failure
+        if error is not None and self._failure_depth >= self._depth:
+            connection.dialect.do_rollback_to_savepoint(connection, name)
+            self.savepoint_undone()
+            raise error
+        self._depth -= 1
+
+    def sent(self, connection: Connection, statement: str) -> None:
+        """A statement has run; if it was COMMIT or ROLLBACK as text, nobody knows what was kept."""
+        self.statements += 1
+        if self.in_autocommit:
+            if not self.adapter.still_read_only(driver_of(connection)):
+                self.doom(_messages.read_only(self.name), for_good=True)
+        elif not self.read_only and (_ENDS_TRANSACTION(statement) or self._is_idle(connection)):
+            self.doom(_messages.ended_by_text(self.name), for_good=True)
+
+    def _is_idle(self, connection: Connection) -> bool:
+        return self.adapter.transaction_state(driver_of(connection)) is TransactionState.IDLE
+
+    def rolled_back(self) -> None:
+        """The transaction was rolled back, by the unit itself or by somebody else."""
+        if self.phase is Phase.OPEN and not self._internal and self.failure is None:
+            self.end_early()
+
+    def end_early(self) -> None:
+        """Nothing can be done in this unit any more."""
+        self.ended = True
+
+    def begin_to_read(self, session: UnitSession) -> None:
+        """Leave autocommit for a read-only transaction: streams and savepoints live in one."""
+        self.in_autocommit = False
+        session.bind = self.unit.database.transactional_reader(session)
+        transaction = session.get_transaction()
+        if transaction is not None and self.connections:
+            self._internal = True
+            try:
+                transaction.close()  # gives the connection back; the objects stay
+            finally:
+                self._internal = False
+            self.connections.clear()

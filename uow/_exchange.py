@@ -113,15 +113,15 @@ class Exchange(Place):
         unit = self.unit
         if unit is not None:
             status = message["status"]
-            failure = unit.failure
-            if status == 500 and isinstance(failure, Exception) and self._problem(failure) is not None:
-                self._withheld = [message]
-                return
             try:
                 await unit.settle(commit=200 <= status < 400 or unit.options.commits(status))
             except Exception as error:
                 self._refused = error
                 raise _Unwind from error
+            failure = unit.failure
+            if status == 500 and isinstance(failure, Exception) and self._problem(failure) is not None:
+                self._withheld = [message]
+                return
         await self._begin_answer(message)
 
     async def _begin_answer(self, head: Message) -> None:
@@ -177,20 +177,20 @@ class Exchange(Place):
             await self._send_withheld(self._withheld)
         elif self.unit is not None:
             await self.unit.settle(commit=False)
-            with anyio.CancelScope(shield=True):
-                if self._head is not None and self.unit.outcome == "committed":
-                    # The app was cancelled while COMMIT was on its way. Without a start the server would
-                    # answer 500 for what was kept; after it, it cuts the connection.
+            if self._head is not None and self.unit.outcome == "committed":
+                # The app was cancelled while COMMIT was on its way. Without a start the server would
+                # answer 500 for what was kept; after it, it cuts the connection.
+                with anyio.CancelScope(shield=True):
                     await self._begin_answer(self._head)
-                await self._after()
+            await self._after()
         self._over = True
 
     async def _send_withheld(self, messages: list[Message]) -> None:
         """The app has mapped the failure to a 500 of its own, and that is its answer."""
         self._withheld = None
-        self._head = None
-        for message in messages:
-            await self.send(message)
+        await self._begin_answer(messages[0])
+        for message in messages[1:]:
+            await self._pass_on(message)
 
     async def _answer(self, error: Exception) -> None:
         """Answer instead of the app: by its own handler for the error, else by a problem document."""

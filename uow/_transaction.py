@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import Future
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -169,6 +170,17 @@ class UnitTransaction(Watch):
         except BaseException:
             logger.warning("%s: ROLLBACK failed; the connection is thrown away", self.name, exc_info=True)
             connection.invalidate()
+
+    def cut_off(self, left: Future[None]) -> None:
+        """Give up on a thread that is still inside: nobody may close a connection under its hands.
+
+        The statement is interrupted where that can be done, and the thread itself, when it leaves, throws
+        the connection away.
+        """
+        for connection in self.connections:
+            if not connection.closed and not connection.invalidated:
+                self.adapter.interrupt(connection)
+        left.add_done_callback(lambda _: self.throw_away())
 
     def throw_away(self) -> None:
         """Drop the connections, whatever state they are in; the server rolls back what they had open."""

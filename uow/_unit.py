@@ -201,7 +201,7 @@ class UnitOfWork:
         try:
             left = work.stop_entering()
             if left is not None and not wait((left,), self.database.settle_timeout).done:
-                work.throw_away()
+                work.cut_off(left)
                 self._out_of_time(work, commit=commit)
             else:
                 work.settle(self._own_session(), commit=commit)
@@ -210,16 +210,18 @@ class UnitOfWork:
 
     async def run_callbacks(self) -> None:
         """Run what `on_commit` took, if the unit was committed; each at most once."""
-        while (callback := self._next_callback()) is not None:
-            call, on_loop = callback
-            try:
-                answer = (
-                    call() if on_loop else await anyio.to_thread.run_sync(call, limiter=self.database.limiter)
-                )
-                if inspect.isawaitable(answer):
-                    await answer
-            except Exception:
-                logger.exception("%s: the on_commit callback %r failed", self.name, call)
+        if not self._callbacks:
+            return
+        limiter = self.database.limiter
+        with anyio.CancelScope(shield=True):  # a client that has gone does not undo what was committed
+            while (callback := self._next_callback()) is not None:
+                call, on_loop = callback
+                try:
+                    answer = call() if on_loop else await anyio.to_thread.run_sync(call, limiter=limiter)
+                    if inspect.isawaitable(answer):
+                        await answer
+                except Exception:
+                    logger.exception("%s: the on_commit callback %r failed", self.name, call)
 
     def run_callbacks_sync(self) -> None:
         """The same without an event loop."""
@@ -292,7 +294,10 @@ class UnitOfWork:
             try:
                 await asyncio.wrap_future(left)
             except asyncio.CancelledError:
-                await self._in_driver(work.throw_away)
+                if self._async_session is not None:
+                    await greenlet_spawn(work.throw_away)
+                else:
+                    work.cut_off(left)
                 raise
         session = self._own_session()
         await self._in_driver(lambda: work.settle(session, commit=commit))

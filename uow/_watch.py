@@ -8,7 +8,8 @@ ROLLBACK, other engines would commit the rest of it, and both would make a 2xx a
 from __future__ import annotations
 
 import re
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
@@ -126,14 +127,21 @@ class Watch:
     def leave(self) -> None:
         """The call is over."""
         self._inside -= 1
-        if self._idle is not None and not self._inside and not self._idle.done():
-            self._idle.set_result(None)
+        if self._idle is not None and not self._inside:
+            self._tell_idle(self._idle)
+
+    @staticmethod
+    def _tell_idle(idle: Future[None]) -> None:
+        with suppress(InvalidStateError):  # it is told already
+            idle.set_result(None)
 
     def stop_entering(self) -> Future[None] | None:
         """Close the way in; a future of the moment when the last call has left, if one is inside."""
         self.phase = Phase.SETTLING
         if self._inside and self._idle is None:
             self._idle = Future()
+            if not self._inside:  # a thread has left between the two looks
+                self._tell_idle(self._idle)
         return self._idle
 
     def note(self, error: Exception) -> None:

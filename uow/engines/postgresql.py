@@ -129,8 +129,11 @@ def _for_asyncpg(url: URL, given: dict[str, Any], settings: dict[str, str]) -> t
     query = {_ASYNCPG_WORDS.get(word, word): value for word, value in url.query.items()}
     name = query.pop("application_name", None)
     named = {} if name is None else {"application_name": name}
-    server_settings = named | given.get("server_settings", {}) | settings
-    return url.set(query=query), given | {"server_settings": server_settings}
+    arguments = {"server_settings": named | given.get("server_settings", {}) | settings}
+    seconds = query.pop("timeout", None)
+    if isinstance(seconds, str):
+        arguments["timeout"] = float(seconds) or None  # libpq says 0 for no limit
+    return url.set(query=query), arguments | given | {"server_settings": arguments["server_settings"]}
 
 
 def _for_libpq(url: URL, given: dict[str, Any], settings: dict[str, str]) -> dict[str, Any]:

@@ -135,9 +135,10 @@ class SQLite(Adapter):
         return self.transaction_state(driver) is TransactionState.IDLE
 
     def interrupt(self, connection: Connection) -> None:
-        """Stop what runs on in aiosqlite's thread: until its end it would hold the write lock."""
+        """Stop what runs on in another thread: until its end it would hold the write lock."""
+        stopping = driver_of(connection).interrupt()
         if connection.dialect.is_async:
-            await_only(driver_of(connection).interrupt())
+            await_only(stopping)
 
     def driver_condition(self, error: BaseException) -> Condition:
         code = getattr(error, "sqlite_errorcode", None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from functools import partial
 from typing import Any
 
@@ -94,8 +94,21 @@ class Exchange(Place):
             self._client_gone()
         return message
 
-    async def send(self, message: Message) -> None:
-        """The server's `send`, held back at the start of the answer until the unit is settled."""
+    def send(self, message: Message) -> Awaitable[None]:
+        """The server's `send`, held back at the start of the answer until the unit is settled.
+
+        A request without a unit gets the server's own awaitable: there is nothing to wait for.
+        """
+        if self.unit is not None or self._refused is not None:
+            return self._send_judged(message)
+        kind = message["type"]
+        if kind == "http.response.start":
+            self._started = True
+        elif kind == "http.response.body" and not message.get("more_body", False):
+            self._over = True
+        return self._send(message)
+
+    async def _send_judged(self, message: Message) -> None:
         if self._refused is not None:
             return  # dropped: the client gets another answer
         if self._withheld is not None:
@@ -111,18 +124,18 @@ class Exchange(Place):
             return  # of a time-out that gave up on an answer which waits for its COMMIT, say
         self._head = message
         unit = self.unit
-        if unit is not None:
-            status = message["status"]
-            try:
-                await unit.settle(commit=200 <= status < 400 or unit.options.commits(status))
-            except Exception as error:
-                self._refused = error
-                raise _Unwind from error
-            failure = unit.failure
-            if status == 500 and isinstance(failure, Exception) and self._problem(failure) is not None:
-                self._withheld = [message]
-                return
-        await self._begin_answer(message)
+        assert unit is not None
+        status = message["status"]
+        try:
+            await unit.settle(commit=200 <= status < 400 or unit.options.commits(status))
+        except Exception as error:
+            self._refused = error
+            raise _Unwind from error
+        failure = unit.failure
+        if status == 500 and isinstance(failure, Exception) and self._problem(failure) is not None:
+            self._withheld = [message]
+        else:
+            await self._begin_answer(message)
 
     async def _begin_answer(self, head: Message) -> None:
         if not self._started:

@@ -31,24 +31,26 @@ def _refused(name: str) -> Callable[..., Any]:
 
 def _checked(name: str) -> Callable[..., Any]:
     """A method of `Session` that only changes its collections: refused once the unit is over."""
+    plain = getattr(Session, name)
 
-    @functools.wraps(getattr(Session, name))
+    @functools.wraps(plain)
     def checked(self: UnitSession, *args: Any, **kwargs: Any) -> Any:
         self.work.check_open()
-        return getattr(super(UnitSession, self), name)(*args, **kwargs)
+        return plain(self, *args, **kwargs)
 
     return checked
 
 
 def _entered(name: str) -> Callable[..., Any]:
     """A method of `Session` that may reach the database: it enters the unit, and leaves it after."""
+    plain = getattr(Session, name)
 
-    @functools.wraps(getattr(Session, name))
+    @functools.wraps(plain)
     def entered(self: UnitSession, *args: Any, **kwargs: Any) -> Any:
         work = self.work
         work.enter()
         try:
-            return getattr(super(UnitSession, self), name)(*args, **kwargs)
+            return plain(self, *args, **kwargs)
         except Exception as error:
             work.note(error)
             raise
@@ -60,15 +62,18 @@ def _entered(name: str) -> Callable[..., Any]:
 
 def _read(name: str) -> Callable[..., Any]:
     """A method of `Session` that returns a result: as `_entered`, and the result ends with the unit."""
+    plain = getattr(Session, name)
 
-    @functools.wraps(getattr(Session, name))
+    @functools.wraps(plain)
     def read(self: UnitSession, statement: Executable, *args: Any, **kwargs: Any) -> Any:
         work = self.work
         work.enter()
         try:
-            if work.in_autocommit and _streams(statement, kwargs.get("execution_options")):
-                work.begin_to_read(self)
-            result = getattr(super(UnitSession, self), name)(statement, *args, **kwargs)
+            if _streams(statement, kwargs.get("execution_options")):
+                work.streams = True
+                if work.in_autocommit:
+                    work.begin_to_read(self)
+            result = plain(self, statement, *args, **kwargs)
             work.keep(result)
             return result
         except Exception as error:
@@ -159,8 +164,10 @@ class UnitSession(Session):
 
 def _streams(statement: Executable, call_options: Mapping[str, Any] | None) -> bool:
     """Whether rows are to be fetched while the statement runs on, through a server-side cursor."""
-    both: tuple[Mapping[str, Any], ...] = (call_options or {}, statement.get_execution_options())
-    return any(options.get("stream_results") or options.get("yield_per") for options in both)
+    for options in (call_options, statement.get_execution_options()):
+        if options and (options.get("stream_results") or options.get("yield_per")):
+            return True
+    return False
 
 
 @event.listens_for(UnitSession, "after_begin")

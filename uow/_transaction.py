@@ -135,8 +135,11 @@ class UnitTransaction(Watch):
     def _check_committable(self) -> None:
         if self.failure is not None:
             raise self.doomed() from self.failure
-        if self.ended or any(connection.invalidated for connection in self.connections):
+        if self.ended:
             raise self.doomed()
+        for connection in self.connections:
+            if connection.invalidated:
+                raise self.doomed()
 
     def _leave_clean(self, session: UnitSession) -> None:
         """Close results and session; a connection that cannot be made clean is thrown away."""
@@ -194,7 +197,7 @@ class UnitTransaction(Watch):
         return (
             self.read_only
             and self.failure is None
-            and not self._results_open()
+            and not self.streams
             and all(
                 not connection.closed
                 and not connection.invalidated
@@ -203,6 +206,3 @@ class UnitTransaction(Watch):
                 for connection in self.connections
             )
         )
-
-    def _results_open(self) -> bool:
-        return any(not getattr(result, "_soft_closed", True) for result in self._results)

@@ -7,6 +7,7 @@ import inspect
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
@@ -41,8 +42,9 @@ class UnitOfWork:
     """
 
     __slots__ = (
-        "_async_session", "_callbacks", "_done", "_given_options", "_outer", "_phase", "_resolve",
-        "_rollback_only", "_sync_only", "_sync_session", "_work", "database", "is_request", "name", "outcome",
+        "_async_session", "_callbacks", "_connected", "_done", "_failure", "_given_options", "_outer",
+        "_phase", "_resolve", "_rollback_only", "_sync_only", "_sync_session", "_work", "database",
+        "is_request", "name", "outcome",
     )  # fmt: skip
 
     database: Database
@@ -77,6 +79,8 @@ class UnitOfWork:
         self._rollback_only = False
         self._callbacks: list[tuple[Callback, bool]] = []
         self._phase = Phase.OPEN
+        self._failure: BaseException | None = None
+        self._connected = False
         self._done: Future[None] | None = None  # tells who else waits for the end
 
     def __repr__(self) -> str:
@@ -151,13 +155,13 @@ class UnitOfWork:
     @property
     def failure(self) -> BaseException | None:
         """The error of the database that dooms it, if there is one."""
-        return None if self._work is None else self._work.failure
+        return self._failure if self._work is None else self._work.failure
 
     def condition(self, error: BaseException) -> Condition | None:
         """What an error means to this unit: OSError and the like only if they kept it from connecting."""
         condition = self.database.condition(error)
-        work = self._work
-        if work is None or work.connections or work.failure is not error:
+        connected = self._connected if self._work is None else bool(self._work.connections)
+        if connected or self.failure is not error:
             return condition
         return Condition.UNAVAILABLE if condition in (None, Condition.OTHER) else condition
 
@@ -177,7 +181,8 @@ class UnitOfWork:
         Raises what refused the commit, after the unit was rolled back: SQLAlchemy's exception,
         UnitOfWorkDoomed, OutcomeUnknown. Goes on to its end when the caller is cancelled.
         """
-        if self._phase is Phase.SETTLING and self._done is not None:
+        if self._phase is Phase.SETTLING:
+            self._done = self._done or Future()
             await finish(asyncio.wrap_future(self._done), seconds=2 * self.database.settle_timeout)
         work = self._start_settling(commit=commit)
         if work is None:
@@ -185,7 +190,6 @@ class UnitOfWork:
         commit = commit and not self._rollback_only
         try:
             if not self._close_at_once(work, commit=commit):
-                self._done = Future()
                 await finish(self._settle(work, commit=commit), seconds=self.database.settle_timeout)
         except Unfinished:
             self._out_of_time(work, commit=commit)
@@ -288,30 +292,28 @@ class UnitOfWork:
         return True
 
     async def _settle(self, work: UnitTransaction, *, commit: bool) -> None:
-        """Wait for calls that are still inside, then settle."""
+        """Wait for calls that are still inside, then settle: in a greenlet, or in a thread.
+
+        The thread is none of those that `def` endpoints use: all of them may be waiting for the very
+        connection that is to be given back here.
+        """
+        session = self._own_session()
+        asynchronous = self._async_session is not None
         left = work.stop_entering()
         if left is not None:
             try:
                 await asyncio.wrap_future(left)
             except asyncio.CancelledError:
-                if self._async_session is not None:
+                if asynchronous:
                     await greenlet_spawn(work.throw_away)
                 else:
                     work.cut_off(left)
                 raise
-        session = self._own_session()
-        await self._in_driver(lambda: work.settle(session, commit=commit))
-
-    async def _in_driver(self, call: Callable[[], None]) -> None:
-        """Run sync code that waits for the database: in a greenlet, or in a thread.
-
-        The thread is none of those that `def` endpoints use: all of them may be waiting for the very
-        connection that is to be given back here.
-        """
-        if self._async_session is not None:
-            await greenlet_spawn(call)
+        if asynchronous:
+            await greenlet_spawn(work.settle, session, commit=commit)
         else:
-            await anyio.to_thread.run_sync(call, limiter=self.database.limiter)
+            settle = partial(work.settle, session, commit=commit)
+            await anyio.to_thread.run_sync(settle, limiter=self.database.limiter)
 
     def _out_of_time(self, work: UnitTransaction, *, commit: bool) -> None:
         """Say what can be said of a unit that was not settled in time; a rollback needs no answer."""
@@ -328,10 +330,15 @@ class UnitOfWork:
         logger.warning("%s", late)
 
     def _settled(self, work: UnitTransaction) -> None:
-        """Record the outcome."""
+        """Record the outcome, and let go of what would keep the session alive until a garbage collection."""
         work.abandon()
         self._phase = Phase.CLOSED
         self.outcome = work.outcome
+        self._failure = work.failure
+        self._connected = bool(work.connections)
+        self._work = self._async_session = self._sync_session = None
+        if work.phase is Phase.CLOSED:
+            work.forget_connections()
         self.database.closed(self)
         self.database.tell_settled(self)
         if self._done is not None and not self._done.done():

@@ -35,6 +35,8 @@ _ENDS_TRANSACTION = re.compile(
     re.IGNORECASE,
 ).match
 
+_NEVER_ENDS = frozenset("ISUDWisudw")  # how INSERT, SELECT, UPDATE, DELETE and WITH begin
+
 
 class Phase(Enum):
     """How far a unit has come."""
@@ -53,28 +55,9 @@ class Watch:
     """What a unit has done on its connection, and whether that can still be committed."""
 
     __slots__ = (
-        "_abandoned",
-        "_acknowledged",
-        "_committing",
-        "_depth",
-        "_failure_depth",
-        "_idle",
-        "_inside",
-        "_internal",
-        "_results",
-        "_settler",
-        "adapter",
-        "commit_sent",
-        "connections",
-        "ended",
-        "failure",
-        "in_autocommit",
-        "name",
-        "outcome",
-        "phase",
-        "read_only",
-        "statements",
-        "unit",
+        "_abandoned", "_acknowledged", "_committing", "_depth", "_failure_depth", "_idle", "_inside",
+        "_internal", "_results", "_settler", "adapter", "commit_sent", "connections", "ended", "failure",
+        "in_autocommit", "name", "outcome", "phase", "read_only", "statements", "streams", "unit",
     )  # fmt: skip
 
     def __init__(self, unit: UnitOfWork, *, in_autocommit: bool) -> None:
@@ -93,6 +76,7 @@ class Watch:
         self._acknowledged = False
         self._abandoned = False
         self.statements = 0
+        self.streams = False
         self._failure_depth = 0
         self._depth = 0
         self._inside = 0
@@ -117,8 +101,9 @@ class Watch:
 
     def enter(self) -> None:
         """Let a call of the session through to the database."""
-        self.check_open()
-        if self.failure is not None and self.phase is Phase.OPEN:
+        if self.phase is not Phase.OPEN or self.ended:
+            self.check_open()
+        elif self.failure is not None:
             raise self.doomed() from self.failure
         if not self.connections:
             self.unit.check_outer()
@@ -166,6 +151,12 @@ class Watch:
         if SECONDS_TO_BEGIN in connection.__dict__:
             self.tell(connection.__dict__[SECONDS_TO_BEGIN])
 
+    def forget_connections(self) -> None:
+        """The unit is over: what refers to this in circles would wait for a garbage collection."""
+        for connection in self.connections:
+            connection.__dict__.pop(_KEY, None)
+        self.connections.clear()
+
     def tell(self, seconds: float) -> None:
         """Tell the observer of something that was sent to the database."""
         self.unit.database.tell_statement(self.unit, seconds)
@@ -203,7 +194,9 @@ class Watch:
         if self.in_autocommit:
             if not self.adapter.still_read_only(driver_of(connection)):
                 self.doom(_messages.read_only(self.name), for_good=True)
-        elif not self.read_only and (_ENDS_TRANSACTION(statement) or self._is_idle(connection)):
+        elif not self.read_only and (
+            (statement[:1] not in _NEVER_ENDS and _ENDS_TRANSACTION(statement)) or self._is_idle(connection)
+        ):
             self.doom(_messages.ended_by_text(self.name), for_good=True)
 
     def _is_idle(self, connection: Connection) -> bool:

@@ -15,6 +15,7 @@ import anyio
 from sqlalchemy import URL, Engine, create_engine, make_url, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from ._connection import use_unit_connections
 from ._events import listen
 from ._new_unit import NewUnit
 from ._options import UnitOptions, checked_isolation
@@ -254,6 +255,7 @@ class Database:
                 name=error.name,
             ) from error
         sync_engine = _sync_engine(engine)
+        use_unit_connections(sync_engine)
         if read_only:
             self.adapter.prepare_reader(sync_engine)
         else:
@@ -271,6 +273,8 @@ class Database:
                 changed = self.adapter.writer_at(engine, what)
             else:
                 changed = self.adapter.transactional_reader(engine, snapshot=what == "snapshot")
+            if self._own:
+                use_unit_connections(changed)
             variant = self._variants[key] = AsyncEngine(changed) if asynchronous else changed
         return variant
 

@@ -40,12 +40,12 @@ def listen(engine: Engine, adapter: Adapter, observer: UnitObserver | None) -> N
         event.listen(engine, "before_cursor_execute", _before_cursor_execute)
 
 
-def _reset(adapter: Adapter, connection: Any, record: ConnectionPoolEntry, state: object) -> None:
+def _reset(adapter: Adapter, connection: Any, record: ConnectionPoolEntry | None, state: object) -> None:
     """The last line of defence: nothing goes back to the pool with a transaction open.
 
     An error here makes SQLAlchemy throw the connection away.
     """
-    driver = record.driver_connection
+    driver = None if record is None else record.driver_connection  # a detached one is closed anyway
     if driver is not None and adapter.transaction_state(driver) is not TransactionState.IDLE:
         connection.rollback()
 

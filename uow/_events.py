@@ -13,7 +13,8 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from ._messages import read_only
 from ._watch import Watch, work_of
-from .engines import Adapter, TransactionState, driver_of
+from .engines import Adapter, TransactionState
+from .errors import UnitOfWorkError
 from .problems import Condition
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ def _reset(adapter: Adapter, connection: Any, record: ConnectionPoolEntry | None
     driver = None if record is None else record.driver_connection  # a detached one is closed anyway
     if driver is not None and adapter.transaction_state(driver) is not TransactionState.IDLE:
         connection.rollback()
+        if adapter.transaction_state(driver) is not TransactionState.IDLE:
+            raise UnitOfWorkError("a connection came back with a transaction that ROLLBACK did not end")
 
 
 def _handle_error(context: ExceptionContext, adapter: Adapter) -> BaseException | None:
@@ -77,9 +80,7 @@ def _transaction_is_gone(connection: Connection | None, work: Watch) -> bool:
     """Whether the error cost the whole transaction, as a full disk does on SQLite."""
     if connection is None or connection.closed or connection.invalidated:
         return True
-    return (
-        not work.read_only and work.adapter.transaction_state(driver_of(connection)) is TransactionState.IDLE
-    )
+    return not work.read_only and work.lost_transaction(connection)
 
 
 def _savepoint(connection: Connection, name: str | None) -> None:

@@ -48,7 +48,7 @@ class UnitTransaction(Watch):
         state = self.adapter.transaction_state(driver_of(connection))
         if state is TransactionState.FAILED:
             raise self.doomed()
-        if state is TransactionState.IDLE and self.statements:
+        if state is TransactionState.IDLE and self.statements and self.unit.database.begins_visibly:
             raise _messages.ended_by_text(self.name)
         self.commit_sent = True  # before the look at _abandoned: see abandon()
         if self._abandoned:
@@ -129,7 +129,7 @@ class UnitTransaction(Watch):
         if self.read_only or self.ended or self.failure is not None or not self.statements:
             return
         for connection in self.connections:
-            if not connection.closed and not connection.invalidated and self._is_idle(connection):
+            if not connection.closed and not connection.invalidated and self.lost_transaction(connection):
                 raise _messages.ended_by_text(self.name)
 
     def _check_committable(self) -> None:

@@ -195,9 +195,17 @@ class Watch:
             if not self.adapter.still_read_only(driver_of(connection)):
                 self.doom(_messages.read_only(self.name), for_good=True)
         elif not self.read_only and (
-            (statement[:1] not in _NEVER_ENDS and _ENDS_TRANSACTION(statement)) or self._is_idle(connection)
+            (statement[:1] not in _NEVER_ENDS and _ENDS_TRANSACTION(statement))
+            or self.lost_transaction(connection)
         ):
             self.doom(_messages.ended_by_text(self.name), for_good=True)
+
+    def lost_transaction(self, connection: Connection) -> bool:
+        """Whether the transaction has ended though nobody ended it here.
+
+        A stock SQLite engine of the user's begins none before the first write, and cannot be asked.
+        """
+        return self.unit.database.begins_visibly and self._is_idle(connection)
 
     def _is_idle(self, connection: Connection) -> bool:
         return self.adapter.transaction_state(driver_of(connection)) is TransactionState.IDLE

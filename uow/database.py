@@ -183,6 +183,11 @@ class Database:
         """Whether a reader of ours is in autocommit and leaves it for streams and savepoints."""
         return self._own and self.adapter.needs_transaction_to_read()
 
+    @property
+    def begins_visibly(self) -> bool:
+        """Whether the driver of a writer has a transaction open as soon as a statement has run."""
+        return self._own or not self.adapter.one_writer
+
     def engine(self, options: UnitOptions, *, asynchronous: bool) -> Any:
         """The engine for a unit with these options: AsyncEngine or Engine, as asked."""
         if options.read_only:

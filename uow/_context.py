@@ -7,7 +7,7 @@ does not come back to the request, but a change to the place does.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -59,14 +59,10 @@ class Place:
 _place: ContextVar[Place] = ContextVar("uow_place")
 
 
-def enter(place: Place) -> Token[Place]:
-    """Make this the place of the code that runs from here on in this context."""
-    return _place.set(place)
-
-
-def leave(token: Token[Place]) -> None:
-    """Go back; to be called in the frame that entered."""
-    _place.reset(token)
+enter = _place.set
+"""Make this the place of the code that runs from here on in this context; returns the token to leave by."""
+leave = _place.reset
+"""Go back; to be called in the frame that entered."""
 
 
 def current_place() -> Place:

@@ -11,10 +11,10 @@ from typing import Any
 
 import anyio
 from starlette.requests import Request
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from . import _messages
-from ._context import AFTERWARDS, Place, enter, leave
+from ._context import AFTERWARDS, Place
 from ._options import UnitOptions, options_of
 from ._unit import UnitOfWork
 from .database import Database
@@ -41,7 +41,7 @@ class Exchange(Place):
 
     _head: Message | None = None  # the start of the app's answer: only the first is judged
     _started = False  # it went to the server
-    _over = False  # the last body as well, or there will be none
+    over = False  # the last body as well, or there will be none
     _refused: Exception | None = None  # why the client gets another answer than the app's
     _handled = False  # the app's handlers have seen the error already
     _withheld: list[Message] | None = None  # a 500 that may be no more than the sign of a crash
@@ -62,7 +62,7 @@ class Exchange(Place):
 
     def current(self) -> UnitOfWork:
         """The unit of this request; NoUnitOfWork after its answer."""
-        if self._over:
+        if self.over:
             raise NoUnitOfWork(AFTERWARDS)
         if self.unit is None:
             if self._started:
@@ -72,20 +72,6 @@ class Exchange(Place):
                     options = partial(options_of, self._scope, self._default)
                     self.unit = UnitOfWork(self.database, self.name, options, is_request=True)
         return self.unit
-
-    async def run(self, app: ASGIApp) -> None:
-        """Run the app, settle its unit, and give the client one answer."""
-        token = enter(self)
-        try:
-            try:
-                receive = self.receive if self.database.observed else self._receive
-                await app(self._scope, receive, self.send)
-            except BaseException as error:
-                await self._failed(error)
-            if not self._over:
-                await self._end()
-        finally:
-            leave(token)
 
     async def receive(self) -> Message:
         """The server's `receive`, which tells the observer when the client leaves early."""
@@ -105,7 +91,7 @@ class Exchange(Place):
         if kind == "http.response.start":
             self._started = True
         elif kind == "http.response.body" and not message.get("more_body", False):
-            self._over = True
+            self.over = True
         return self._send(message)
 
     async def _send_judged(self, message: Message) -> None:
@@ -157,11 +143,11 @@ class Exchange(Place):
 
     async def _after(self) -> None:
         """The answer is out: there is no unit any more, and what waited for the commit runs."""
-        self._over = True
+        self.over = True
         if self.unit is not None:
             await self.unit.run_callbacks()
 
-    async def _failed(self, error: BaseException) -> None:
+    async def failed(self, error: BaseException) -> None:
         """The app has raised: roll back, and answer if the database or a misuse of ours is the reason."""
         if self._refused is not None:
             if _is_being_cancelled(error):
@@ -177,12 +163,12 @@ class Exchange(Place):
             error = unknown if isinstance(error, Exception) else error
         kept = unit is not None and self._head is not None and unit.outcome == "committed"
         if kept or self._started or not isinstance(error, Exception) or self._problem(error) is None:
-            await self._end()
+            await self.end()
             raise error
         self._refused = error
         self._handled = True
 
-    async def _end(self) -> None:
+    async def end(self) -> None:
         """The app has ended and its last body has not gone out: refused, cut off or never begun."""
         if self._refused is not None:
             await self._answer(self._refused)
@@ -196,7 +182,7 @@ class Exchange(Place):
                 with anyio.CancelScope(shield=True):
                     await self._begin_answer(self._head)
             await self._after()
-        self._over = True
+        self.over = True
 
     async def _send_withheld(self, messages: list[Message]) -> None:
         """The app has mapped the failure to a 500 of its own, and that is its answer."""
@@ -252,7 +238,7 @@ class Exchange(Place):
         return self.database.condition(error) if self.unit is None else self.unit.condition(error)
 
     def _client_gone(self) -> None:
-        if self.unit is not None and not self._over:
+        if self.unit is not None and not self.over:
             self.database.tell_client_gone(self.unit)
 
 

@@ -42,17 +42,27 @@ class UnitOfWorkMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection as the ASGI server hands it over."""
-        if scope["type"] == "http":
-            reads = scope["method"] in self._read_only_methods
-            exchange = Exchange(
-                self.database, self._reading if reads else self._writing, scope, receive, send
-            )
-            await exchange.run(self.app)
-        elif scope["type"] == "websocket":
-            token = enter(Place.of_websocket(self.database))
+        if scope["type"] != "http":
+            await self._pass_by(scope, receive, send)
+            return
+        options = self._reading if scope["method"] in self._read_only_methods else self._writing
+        exchange = Exchange(self.database, options, scope, receive, send)
+        token = enter(exchange)
+        try:
             try:
-                await self.app(scope, receive, send)
-            finally:
-                leave(token)
-        else:
+                await self.app(scope, exchange.receive if self.database.observed else receive, exchange.send)
+            except BaseException as error:
+                await exchange.failed(error)
+            if not exchange.over:
+                await exchange.end()
+        finally:
+            leave(token)
+
+    async def _pass_by(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What is no HTTP request has no unit; a WebSocket can open its own with `new_unit()`."""
+        token = enter(Place.of_websocket(self.database)) if scope["type"] == "websocket" else None
+        try:
             await self.app(scope, receive, send)
+        finally:
+            if token is not None:
+                leave(token)

@@ -1,0 +1,176 @@
+"""Structured logs: one line a request, and everything else in the same form."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from time import perf_counter
+from uuid import uuid4
+
+import structlog
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from api.settings import LoggingSettings
+from uow import UnitOfWork
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+log = structlog.stdlib.get_logger("api.request")
+
+
+def configure_logging(settings: LoggingSettings) -> None:
+    """Send the logs of the service and of its libraries to standard error, in one form."""
+    shared: list[Processor] = [
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.PositionalArgumentsFormatter(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _add_request_id,
+    ]
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *_renderers(settings),
+            ],
+        )
+    )
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(settings.level.upper())
+    logging.captureWarnings(True)
+
+
+def _renderers(settings: LoggingSettings) -> list[Processor]:
+    # Tracebacks stay plain: those with local variables would write what requests contain.
+    if settings.format == "json":
+        return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    colours = sys.stderr.isatty()
+    plain = structlog.dev.plain_traceback
+    return [structlog.dev.ConsoleRenderer(colors=colours, exception_formatter=plain)]
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """What the log line of one request will say; filled in while the request runs."""
+
+    request_id: str
+    began: float = field(default_factory=perf_counter)
+    ended: float | None = None
+    status: int | None = None
+    outcome: str | None = None
+    statements: int = 0
+    database_seconds: float = 0.0
+    client_gone: bool = False
+
+    def write(self, scope: Scope, failure: Exception | None) -> None:
+        """One line; of a request that failed in the service, as an error."""
+        duration = (self.ended or perf_counter()) - self.began
+        level = logging.ERROR if (self.status or 0) >= 500 else logging.INFO
+        log.log(
+            level,
+            "request",
+            method=scope["method"],
+            route=getattr(scope.get("route"), "path", None),
+            path=scope["path"],
+            status=self.status,
+            # None where nothing was asked of the database.
+            outcome=self.outcome,
+            database_ms=round(self.database_seconds * 1000, 3),
+            statements=self.statements,
+            duration_ms=round(duration * 1000, 3),
+            request_id=self.request_id,
+            **({"client_gone": True} if self.client_gone else {}),
+            **({"exc_info": failure} if failure else {}),
+        )
+
+
+# Set once a request, to a record that is then only changed: what a thread, or the task that settles
+# a unit, would set here could not be seen from the request.
+_record: ContextVar[RequestRecord] = ContextVar("api_request_record")
+
+
+class RequestLogMiddleware:
+    """Names each request, answers its name as X-Request-ID, and logs one line when it is over."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        record = RequestRecord(_request_id(scope))
+        # The handler of unexpected errors runs outside of this middleware, and reads it there.
+        scope.setdefault("state", {})["request_id"] = record.request_id
+        token = _record.set(record)
+        failure: Exception | None = None
+        try:
+            await self.app(scope, receive, _watched(send, record))
+        except Exception as error:
+            failure = error
+            record.status = record.status or 500
+            raise
+        finally:
+            record.write(scope, failure)
+            _record.reset(token)
+
+
+class RequestObserver:
+    """A `uow.observe.UnitObserver` that counts for the log line what the units of a request do."""
+
+    def statement(self, unit: UnitOfWork, seconds: float) -> None:
+        if record := _record.get(None):
+            record.statements += 1
+            record.database_seconds += seconds
+
+    def settled(self, unit: UnitOfWork) -> None:
+        record = _record.get(None)
+        if record and unit.is_request:
+            record.outcome = unit.outcome
+
+    def client_gone(self, unit: UnitOfWork) -> None:
+        if record := _record.get(None):
+            record.client_gone = True
+
+
+def _watched(send: Send, record: RequestRecord) -> Send:
+    """`send`, noting the status and the end of the answer, and adding the request's name to it."""
+    request_id = (b"x-request-id", record.request_id.encode())
+
+    async def watched(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            record.status = message["status"]
+            message = {**message, "headers": [*message.get("headers", ()), request_id]}
+        await send(message)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            record.ended = perf_counter()
+
+    return watched
+
+
+def _request_id(scope: Scope) -> str:
+    """The name that the client or a proxy gave the request, if it is a plain one."""
+    headers: list[tuple[bytes, bytes]] = scope["headers"]
+    for name, value in headers:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            return value.decode()
+    return uuid4().hex
+
+
+def _add_request_id(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """Every line that is written during a request names it."""
+    if record := _record.get(None):
+        event.setdefault("request_id", record.request_id)
+    return event

@@ -1,0 +1,156 @@
+"""The service as its users run it, for the tests: `python -m api` in a process, or its app in this one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from api.app import create_app
+from api.migrations import prepare
+from api.settings import Settings
+from tests.support.asgi import lifespan
+from tests.support.backends import Backend, Leg, PostgresBackend, SqliteBackend
+from tests.support.postgres import PostgresServers
+from tests.support.processes import python_environment
+from tests.support.server import ROOT, CommandServer
+from tests.support.wait import LIMIT, wait_until
+
+on_one_engine = pytest.mark.parametrize("service", ["sqlite"], indirect=True)
+"""For what is decided before a database is asked."""
+
+# The items that break the promise of the inventory; in one statement, so of one snapshot.
+BROKEN = """
+SELECT id, received, stock, held FROM (
+  SELECT items.id, items.stock,
+    (SELECT coalesce(sum(quantity), 0) FROM receipts WHERE item_id = items.id) AS received,
+    (SELECT coalesce(sum(quantity), 0) FROM order_lines JOIN orders ON orders.id = order_id
+      WHERE item_id = items.id AND status = 'open') AS held
+  FROM items) AS sums
+WHERE stock < 0 OR received <> stock + held
+"""
+
+
+def new_backend(leg: Leg, folder: Path, servers: PostgresServers) -> Backend:
+    """An empty database for a fixture of any scope; drop it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if leg == "sqlite":
+        return SqliteBackend(folder)
+    return PostgresBackend(leg, servers.get(leg), folder)
+
+
+def write_config(path: Path, sections: Mapping[str, Mapping[str, object]]) -> Path:
+    """A configuration file; JSON's strings and numbers are TOML's as well."""
+    lines = []
+    for section, values in sections.items():
+        lines.append(f"[{section}]")
+        lines += [f"{name} = {json.dumps(value)}" for name, value in values.items()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+class Service(CommandServer):
+    """`python -m api serve --config ...` on a database, with its log in JSON."""
+
+    def __init__(self, backend: Backend, folder: Path, **database: object) -> None:
+        self.backend = backend
+        self.config = write_config(
+            folder / "service.toml",
+            {"database": {"url": backend.database_url, **database}, "logging": {"format": "json"}},
+        )
+        command = [sys.executable, "-m", "api", "serve", "--config", str(self.config), "--port", "{port}"]
+        super().__init__(command, folder=folder)
+
+    def _is_up(self, news: str) -> bool:
+        # What it prints when it listens; a request each time would cost what the start needs.
+        return "\n  settings  " in news
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Every complete line of the log so far; what the start prints is none."""
+        return [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
+
+    def lines_of(self, response: httpx.Response) -> list[dict[str, Any]]:
+        """What was logged during a request; the last is its own line, which comes after the answer."""
+        request_id = response.headers["x-request-id"]
+
+        def found() -> list[dict[str, Any]]:
+            return [line for line in self.lines() if line.get("request_id") == request_id]
+
+        wait_until(lambda: any(line["event"] == "request" for line in found()), "the request was logged")
+        return found()
+
+    def line_of(self, response: httpx.Response) -> dict[str, Any]:
+        """The one line that a request leaves."""
+        (line,) = [line for line in self.lines_of(response) if line["event"] == "request"]
+        return line
+
+
+def run_api(
+    *arguments: str, env: Mapping[str, str] | None = None, cwd: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    """`python -m api ...`, to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "api", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=4 * LIMIT,
+        check=False,
+        cwd=cwd,
+        env=python_environment({"PYTHONPATH": str(ROOT), **(env or {})}),
+    )
+
+
+@asynccontextmanager
+async def in_process(**sections: Mapping[str, Any]) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
+    """The app in this process, prepared as a start does it, and a client for it.
+
+    A crash is answered, as a server does it, and not raised into the test.
+    """
+    settings = Settings.model_validate(sections)
+    app = create_app(settings)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with lifespan(app), httpx.AsyncClient(transport=transport, base_url="http://testserver") as client:
+        await prepare(app.state.database, settings.database.migrate_on_start)
+        yield app, client
+
+
+def assert_problem(response: httpx.Response, status: int, name: str) -> dict[str, Any]:
+    """The answer is a problem document of this kind, whole and short; returns it."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    document = response.json()
+    assert isinstance(document, dict)
+    assert document["type"] == f"/problems/{name}"
+    assert document["status"] == status
+    assert document["title"]
+    assert len(response.content) < 20_000
+    return document
+
+
+def new_item(client: httpx.Client, *, stock: int = 0, **fields: object) -> int:
+    """The id of a new item."""
+    answer = client.post("/items/", json={"name": "Mug", "price": 1250, "stock": stock, **fields})
+    assert answer.status_code == 201, answer.text
+    return int(answer.json()["id"])
+
+
+def new_order(client: httpx.Client, *lines: tuple[int, int]) -> httpx.Response:
+    """The answer to an order of these item ids and quantities."""
+    return client.post("/orders/", json={"lines": lines_of(lines)})
+
+
+def lines_of(lines: Sequence[tuple[int, int]]) -> list[dict[str, int]]:
+    return [{"item_id": item_id, "quantity": quantity} for item_id, quantity in lines]
+
+
+def stock_of(client: httpx.Client, item_id: int) -> int:
+    return int(client.get(f"/items/{item_id}").json()["stock"])

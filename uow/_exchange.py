@@ -71,6 +71,8 @@ class Exchange(Place):
                 if self.unit is None:
                     options = partial(options_of, self._scope, self._default)
                     self.unit = UnitOfWork(self.database, self.name, options, is_request=True)
+            if self._started:  # by the event loop just now: it looks for a unit after it has said so
+                raise _messages.closed(self.name)
         return self.unit
 
     async def receive(self) -> Message:
@@ -90,6 +92,9 @@ class Exchange(Place):
         kind = message["type"]
         if kind == "http.response.start":
             self._started = True
+            if self.unit is not None:  # made by a thread just now: see current()
+                self._started = False
+                return self._send_judged(message)
         elif kind == "http.response.body" and not message.get("more_body", False):
             self.over = True
         return self._send(message)

@@ -272,9 +272,10 @@ class UnitOfWork:
 
     def _start_settling(self, *, commit: bool) -> UnitTransaction | None:
         """Close the way in; None if there is nothing to settle."""
-        if self._phase is not Phase.OPEN:
-            return None
-        self._phase = Phase.SETTLING
+        with self.database.opening:  # a thread that outlives its request may be opening the session
+            if self._phase is not Phase.OPEN:
+                return None
+            self._phase = Phase.SETTLING
         if self._work is None:
             self._phase = Phase.CLOSED
             self.outcome = "committed" if commit and not self._rollback_only else "rolled_back"

@@ -20,6 +20,8 @@ COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate
 
 # Coverage is a statement about the whole suite: a part of it (ARGS) is not measured.
 COVERAGE := $(if $(ARGS),,--cov --cov-report=term-missing:skip-covered)
+# A process for each core; the tests of one file share their servers, so they stay together.
+PARALLEL := $(if $(ARGS),,-n auto --dist loadfile)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -40,7 +42,7 @@ run: $(VENV)/.run
 	@exec $(BIN)/python -m api serve --config $(CONFIG) $(if $(PORT),--port $(PORT))
 
 test: $(VENV)/.dev
-	@$(BIN)/python -m pytest $(COVERAGE) $(ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) $(COVERAGE) $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check --output-format=concise $(SOURCES)

@@ -54,8 +54,9 @@ def _reset(adapter: Adapter, connection: Any, record: ConnectionPoolEntry | None
 
 
 def _handle_error(context: ExceptionContext, adapter: Adapter) -> BaseException | None:
-    work = work_of(context.connection)
-    if work is None:
+    connection = context.connection
+    work = work_of(connection)
+    if work is None or connection is None:
         return None
     original = context.original_exception
     wrapped = context.sqlalchemy_exception
@@ -64,21 +65,20 @@ def _handle_error(context: ExceptionContext, adapter: Adapter) -> BaseException 
         stopped or context.is_disconnect or isinstance(wrapped, DBAPIError) or adapter.is_drivers(original)
     ):
         return None  # it never left SQLAlchemy: a missing parameter, a row that a type cannot read
-    if context.connection is not None:
-        _tell(context.connection, work)
-        if stopped:
-            adapter.interrupt(context.connection)
+    _tell(connection, work)
+    if stopped:
+        adapter.interrupt(connection)
     error: BaseException = wrapped or original
     if work.read_only and adapter.condition(error) is Condition.READ_ONLY:
         error = read_only(work.name)
-    lost = stopped or context.is_disconnect or _transaction_is_gone(context.connection, work)
+    lost = stopped or context.is_disconnect or _transaction_is_gone(connection, work)
     work.doom(error, for_good=lost)
     return error if error is not wrapped and error is not original else None
 
 
-def _transaction_is_gone(connection: Connection | None, work: Watch) -> bool:
+def _transaction_is_gone(connection: Connection, work: Watch) -> bool:
     """Whether the error cost the whole transaction, as a full disk does on SQLite."""
-    if connection is None or connection.closed or connection.invalidated:
+    if connection.closed or connection.invalidated:
         return True
     return not work.read_only and work.lost_transaction(connection)
 

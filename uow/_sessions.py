@@ -155,9 +155,6 @@ class UnitSession(Session):
     def really_commit(self) -> None:
         super().commit()
 
-    def really_rollback(self) -> None:
-        super().rollback()
-
     def really_close(self) -> None:
         super().close()
 

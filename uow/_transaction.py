@@ -128,9 +128,8 @@ class UnitTransaction(Watch):
         """A transaction that is to be rolled back was ended behind SQLAlchemy's back."""
         if self.read_only or self.ended or self.failure is not None or not self.statements:
             return
-        for connection in self.connections:
-            if not connection.closed and not connection.invalidated and self.lost_transaction(connection):
-                raise _messages.ended_by_text(self.name)
+        if any(self.lost_transaction(connection) for connection in self._live()):
+            raise _messages.ended_by_text(self.name)
 
     def _check_committable(self) -> None:
         if self.failure is not None:
@@ -143,15 +142,11 @@ class UnitTransaction(Watch):
 
     def _leave_clean(self, session: UnitSession) -> None:
         """Close results and session; a connection that cannot be made clean is thrown away."""
-        for result in self._results:
-            try:
-                seal(result, self.name)
-            except Exception:
-                logger.warning("%s: closing a result failed", self.name, exc_info=True)
-        self._results.clear()
-        for connection in self.connections:
-            self._clean(connection)
         try:
+            for result in self._results:
+                seal(result, self.name)
+            for connection in self._live():
+                self._clean(connection)
             session.really_close()
             for connection in self.connections:
                 connection.close()  # does nothing unless the session has lost sight of it
@@ -159,10 +154,11 @@ class UnitTransaction(Watch):
             logger.exception("%s: closing the session failed; its connection is thrown away", self.name)
             self.throw_away()
 
+    def _live(self) -> list[Connection]:
+        return [held for held in self.connections if not held.closed and not held.invalidated]
+
     def _clean(self, connection: Connection) -> None:
         """Roll back what the driver still has open: after a failed COMMIT, SQLAlchemy would not."""
-        if connection.closed or connection.invalidated:
-            return
         try:
             if not (self.read_only and self._is_idle(connection)):
                 began = perf_counter()
@@ -180,16 +176,14 @@ class UnitTransaction(Watch):
         The statement is interrupted where that can be done, and the thread itself, when it leaves, throws
         the connection away.
         """
-        for connection in self.connections:
-            if not connection.closed and not connection.invalidated:
-                self.adapter.interrupt(connection)
+        for connection in self._live():
+            self.adapter.interrupt(connection)
         left.add_done_callback(lambda _: self.throw_away())
 
     def throw_away(self) -> None:
         """Drop the connections, whatever state they are in; the server rolls back what they had open."""
-        for connection in self.connections:
-            if not connection.closed and not connection.invalidated:
-                connection.invalidate()
+        for connection in self._live():
+            connection.invalidate()
 
     @property
     def closes_without_waiting(self) -> bool:

@@ -156,6 +156,7 @@ class Watch:
         for connection in self.connections:
             connection.__dict__.pop(_KEY, None)
         self.connections.clear()
+        self._results.clear()
 
     def tell(self, seconds: float) -> None:
         """Tell the observer of something that was sent to the database."""

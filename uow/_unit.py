@@ -303,7 +303,7 @@ class UnitOfWork:
         left = work.stop_entering()
         if left is not None:
             try:
-                await asyncio.wrap_future(left)
+                await asyncio.shield(asyncio.wrap_future(left))  # a cancelled `left` would count as done
             except asyncio.CancelledError:
                 if asynchronous:
                     await greenlet_spawn(work.throw_away)

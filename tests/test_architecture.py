@@ -134,11 +134,7 @@ def queries(source: Source) -> Iterator[tuple[int, str]]:
                 if alias.name == "select" or (theirs and QUERY.fullmatch(alias.name)):
                     yield node.lineno, alias.name
     for node in ast.walk(source.tree):
-        if (
-            isinstance(node, ast.Attribute)
-            and QUERY.fullmatch(node.attr)
-            and modules & names_in(node)
-        ):
+        if isinstance(node, ast.Attribute) and QUERY.fullmatch(node.attr) and modules & names_in(node):
             yield node.lineno, node.attr
 
 
@@ -191,9 +187,7 @@ def nothing_is_made_at_import(root: Path) -> Iterator[str]:
 def at_import(node: ast.AST) -> Iterator[ast.AST]:
     """What runs when the module is imported; the bodies of functions and classes do not count."""
     for child in ast.iter_child_nodes(node):
-        if not isinstance(
-            child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda
-        ):
+        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
             yield child
             yield from at_import(child)
 

@@ -143,9 +143,7 @@ def test_the_extras_are_the_drivers_and_the_service(metadata: Message) -> None:
 
 
 @pytest.mark.parametrize("blocked", [(), OPTIONAL_PACKAGES], ids=["all-installed", "core-only"])
-def test_the_public_names_come_from_the_wheel(
-    wheel: Path, tmp_path: Path, blocked: tuple[str, ...]
-) -> None:
+def test_the_public_names_come_from_the_wheel(wheel: Path, tmp_path: Path, blocked: tuple[str, ...]) -> None:
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
@@ -189,9 +187,7 @@ def test_a_lock_names_versions_and_hashes_but_no_index(name: str) -> None:
 def test_a_lock_is_for_every_platform(name: str) -> None:
     packages = locked(name)
     compiled = ("asyncpg", "greenlet", "httptools", "pydantic-core", "sqlalchemy", "uv", "uvloop")
-    assert {package: packages[package][1] > 10 for package in compiled} == dict.fromkeys(
-        compiled, True
-    )
+    assert {package: packages[package][1] > 10 for package in compiled} == dict.fromkeys(compiled, True)
 
 
 def test_what_is_tested_is_what_runs() -> None:

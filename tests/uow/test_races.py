@@ -157,13 +157,17 @@ async def test_L13_a_cancellation_after_the_acknowledged_commit_takes_nothing_ba
     def cancel(*_: object) -> None:
         raise asyncio.CancelledError
 
-    unit: UnitOfWork | None = None
-    with pytest.raises(asyncio.CancelledError):
+    units: list[UnitOfWork] = []
+
+    async def work() -> None:
         async with database.new_unit() as unit:
+            units.append(unit)
             await unit.session.execute(text("INSERT INTO items (name) VALUES ('kept')"))
             event.listen(unit.session.sync_session, "after_commit", cancel)
 
-    assert unit is not None
-    assert unit.outcome == "committed"
+    with pytest.raises(asyncio.CancelledError):
+        await work()
+
+    assert [unit.outcome for unit in units] == ["committed"]
     assert names(backend) == ["kept"]
     backend.wait_until_at_rest()

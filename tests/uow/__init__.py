@@ -1,0 +1,1 @@
+"""The modules of the library, one file each, on real databases."""

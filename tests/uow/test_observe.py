@@ -1,0 +1,186 @@
+"""What an observer is told: statements, how units end, and clients that leave (L14)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextvars import ContextVar
+from typing import Any
+
+import pytest
+from sqlalchemy.orm import Session
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tests.support.asgi import AsgiCall, run_asgi
+from tests.support.backends import Backend, Mode, SqliteBackend
+from tests.uow.conftest import Connect
+from tests.uow.units import Told, app_of, count, endpoint, insert, make_tables, names, request, within
+from uow import UnitOfWork, current_session, on_commit
+
+pytestmark = pytest.mark.backends("sqlite", "pg18")
+
+who: ContextVar[str] = ContextVar("who", default="nobody")
+
+
+async def test_it_is_told_of_each_statement_and_once_of_the_end(
+    backend: Backend, mode: Mode, connect: Connect
+) -> None:
+    make_tables(backend)
+    told = Told()
+    database = connect(backend, observer=told)
+
+    def both(session: Session) -> None:
+        insert("nut")(session)
+        count(session)
+
+    await request(database, mode, both)
+    await request(database, mode, both)
+    await within(database, mode, count, read_only=True, name="reading")
+
+    assert told.outcomes == [
+        ("POST /work", "committed"), ("POST /work", "rolled_back"), ("reading", "committed")
+    ]  # fmt: skip
+    posted = [seconds for name, seconds in told.statements if name == "POST /work"]
+    assert len(posted) >= 4  # two that wrote, one that read, and COMMIT
+    assert all(seconds >= 0 for seconds in posted)
+    assert [name for name, _ in told.statements].count("reading") >= 1
+
+
+class InContext(Told):
+    def __init__(self) -> None:
+        super().__init__()
+        self.callers: set[str] = set()
+
+    def statement(self, unit: UnitOfWork, seconds: float) -> None:
+        self.callers.add(who.get())
+
+    def settled(self, unit: UnitOfWork) -> None:
+        assert unit.is_request
+        assert unit.outcome == "committed"
+        self.callers.add(who.get())
+
+
+async def test_it_is_called_in_the_context_of_the_request(
+    backend: Backend, mode: Mode, connect: Connect
+) -> None:
+    make_tables(backend)
+    observer = InContext()
+    app = app_of(endpoint(mode, insert("nut")), connect(backend, observer=observer))
+
+    async def outer(scope: Any, receive: Any, send: Any) -> None:
+        who.set("the client")
+        await app(scope, receive, send)
+
+    assert (await run_asgi(outer, "POST", "/work")).status == 201
+    assert observer.callers == {"the client"}
+
+
+class Broken(Told):
+    def statement(self, unit: UnitOfWork, seconds: float) -> None:
+        raise LookupError("in statement")
+
+    def settled(self, unit: UnitOfWork) -> None:
+        raise LookupError("in settled")
+
+    def client_gone(self, unit: UnitOfWork) -> None:
+        raise LookupError("in client_gone")
+
+
+async def test_an_observer_that_fails_is_logged_and_changes_nothing(
+    backend: Backend, mode: Mode, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_tables(backend)
+    app = app_of(endpoint(mode, insert("nut")), connect(backend, observer=Broken()))
+
+    with caplog.at_level(logging.ERROR, "uow"):
+        recorder = await run_asgi(app, "POST", "/work", fail_send_at=1, spec_version="2.4")
+
+    assert recorder.status == 201
+    assert names(backend) == ["nut"]
+    assert {"in statement", "in settled", "in client_gone"} <= {
+        str(record.exc_info[1]) for record in caplog.records if record.exc_info
+    }
+
+
+@pytest.mark.parametrize("fail_at", [0, 1], ids=["at the start", "at the body"])
+async def test_a_client_that_is_gone_when_the_answer_comes_is_counted(
+    backend: Backend, mode: Mode, connect: Connect, fail_at: int
+) -> None:
+    """L14: settled by its status; the callback runs all the same."""
+    make_tables(backend)
+    told = Told()
+    called: list[str] = []
+
+    def work(session: Session) -> None:
+        insert("nut")(session)
+        on_commit(lambda: called.append("callback"))
+
+    app = app_of(endpoint(mode, work), connect(backend, observer=told))
+
+    recorder = await run_asgi(app, "POST", "/work", fail_send_at=fail_at, spec_version="2.4")
+
+    assert len(recorder.messages) == fail_at
+    assert told.gone == ["POST /work"]
+    assert told.outcomes == [("POST /work", "committed")]
+    assert names(backend) == ["nut"]
+    assert called == ["callback"]
+
+
+@pytest.mark.parametrize(("status", "kept"), [(201, ["nut"]), (404, [])])
+async def test_a_client_whose_leaving_the_handler_has_noticed_is_counted(
+    backend: Backend, connect: Connect, status: int, kept: list[str]
+) -> None:
+    """L14."""
+    make_tables(backend)
+    told = Told()
+
+    async def handle(request: Request) -> Response:
+        await current_session().run_sync(insert("nut"))
+        await request.body()
+        call.disconnect()
+        while not await request.is_disconnected():  # noqa: ASYNC110 - Starlette has no event for it
+            await asyncio.sleep(0)
+        return Response(status_code=status)
+
+    call = AsgiCall(app_of(handle, connect(backend, observer=told)), "POST", "/work", body=b"x")
+    await call.run()
+
+    assert told.gone == ["POST /work"]
+    assert names(backend) == kept
+
+
+async def test_a_client_that_leaves_after_its_answer_is_not_counted(
+    sqlite: SqliteBackend, connect: Connect
+) -> None:
+    """A server says "disconnect" to whoever asks after the last byte."""
+    make_tables(sqlite)
+    told = Told()
+    app = app_of(endpoint("async", insert("nut")), connect(sqlite, observer=told))
+
+    async def outer(scope: Any, receive: Any, send: Any) -> None:
+        await app(scope, receive, send)
+
+    call = AsgiCall(outer, "POST", "/work")
+    await call.run()
+    call.disconnect()
+
+    assert told.gone == []
+
+
+async def test_nothing_is_told_of_a_request_without_a_unit(sqlite: SqliteBackend, connect: Connect) -> None:
+    """L20: no session, no statement, nothing to settle; its client may leave."""
+    told = Told()
+
+    async def handle(request: Request) -> Response:
+        await request.body()
+        call.disconnect()
+        assert await request.is_disconnected()
+        return Response(status_code=204)
+
+    call = AsgiCall(app_of(handle, connect(sqlite, observer=told)), "POST", "/work")
+    recorder = await call.run()
+
+    assert recorder.status == 204
+    assert (told.statements, told.outcomes, told.gone) == ([], [], [])
+    assert not sqlite.path.exists()

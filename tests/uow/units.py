@@ -1,0 +1,159 @@
+"""One way to write a test for async and sync sessions alike: the work is a function of a `Session`."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+from collections.abc import Callable, Coroutine
+from contextvars import Context
+from typing import Any, TypeVar
+
+import anyio.to_thread
+from sqlalchemy import text
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from tests.support.asgi import Recorder, run_asgi
+from tests.support.backends import Backend, Mode
+from tests.support.wait import wait_until_async
+from uow import Database, UnitOfWork, UnitOfWorkMiddleware, current_session, current_sync_session
+
+Result = TypeVar("Result")
+Work = Callable[[Session], Result]
+
+SCHEMA = (
+    """CREATE TABLE items (id {serial} PRIMARY KEY, name VARCHAR(20) UNIQUE NOT NULL,
+        stock INTEGER DEFAULT 0 CHECK (stock >= 0), version INTEGER DEFAULT 1)""",
+    """CREATE TABLE notes (id {serial} PRIMARY KEY, item INTEGER REFERENCES items(id),
+        later INTEGER REFERENCES items(id) DEFERRABLE INITIALLY DEFERRED)""",
+)
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Item(Base):
+    __tablename__ = "items"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    stock: Mapped[int] = mapped_column(default=0)
+    version: Mapped[int] = mapped_column()
+    __mapper_args__ = {"version_id_col": version}  # noqa: RUF012 - SQLAlchemy's own way to say it
+
+
+def make_tables(backend: Backend) -> None:
+    for statement in SCHEMA:
+        serial = "SERIAL" if backend.dialect == "postgresql" else "INTEGER"
+        backend.execute(statement.format(serial=serial))
+
+
+def run(sql: str, **parameters: Any) -> Work[None]:
+    """Work that sends one statement."""
+
+    def work(session: Session) -> None:
+        session.execute(text(sql), parameters)
+
+    return work
+
+
+def insert(name: str) -> Work[None]:
+    return run("INSERT INTO items (name) VALUES (:name)", name=name)
+
+
+def count(session: Session) -> int:
+    return int(session.execute(text("SELECT count(*) FROM items")).scalar_one())
+
+
+def names(backend: Backend) -> list[str]:
+    """What a second connection sees."""
+    return [row[0] for row in backend.query("SELECT name FROM items ORDER BY id")]
+
+
+async def within(database: Database, mode: Mode, work: Work[Result], **options: Any) -> Result:
+    """Do the work in a unit of its own."""
+    if mode == "async":
+        async with database.new_unit(**options) as unit:
+            return await unit.session.run_sync(work)
+
+    def in_thread() -> Result:
+        with database.new_unit(**options) as unit:
+            return work(unit.sync_session)
+
+    return await anyio.to_thread.run_sync(in_thread)
+
+
+def endpoint(mode: Mode, work: Work[Any], status: int = 201) -> Callable[[Request], Any]:
+    """An endpoint that does the work and answers with what it returned."""
+    if mode == "async":
+
+        async def handle(_: Request) -> Response:
+            return JSONResponse(await current_session().run_sync(work), status)
+
+        return handle
+
+    def handle_sync(_: Request) -> Response:
+        return JSONResponse(work(current_sync_session()), status)
+
+    return handle_sync
+
+
+def app_of(endpoint: Callable[[Request], Any], database: Database, **options: Any) -> Starlette:
+    """An app with one endpoint at `/work`; `handlers` are its exception handlers."""
+    handlers = options.pop("handlers", None)
+    methods = ["GET", "POST", "PUT"]
+    app = Starlette(routes=[Route("/work", endpoint, methods=methods)], exception_handlers=handlers)
+    app.add_middleware(UnitOfWorkMiddleware, database=database, **options)
+    return app
+
+
+async def request(
+    database: Database,
+    mode: Mode,
+    work: Work[Any],
+    *,
+    method: str = "POST",
+    status: int = 201,
+    **options: Any,
+) -> Recorder:
+    """Do the work in a request, and record its answer."""
+    return await run_asgi(app_of(endpoint(mode, work, status), database, **options), method, "/work")
+
+
+class Told:
+    """An observer that writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.statements: list[tuple[str, float]] = []
+        self.outcomes: list[tuple[str, str | None]] = []
+        self.gone: list[str] = []
+
+    def statement(self, unit: UnitOfWork, seconds: float) -> None:
+        self.statements.append((unit.name, seconds))
+
+    def settled(self, unit: UnitOfWork) -> None:
+        self.outcomes.append((unit.name, unit.outcome))
+
+    def client_gone(self, unit: UnitOfWork) -> None:
+        self.gone.append(unit.name)
+
+
+async def in_thread(call: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+    return await anyio.to_thread.run_sync(functools.partial(call, *args, **kwargs))
+
+
+def elsewhere(work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
+    """Run it in a task that is inside no unit, whatever is open here."""
+    return asyncio.get_running_loop().create_task(work, context=Context())
+
+
+async def wait_for_threads() -> None:
+    """Return when aiosqlite's threads have ended: each tells its loop so, which must still be there."""
+    await wait_until_async(
+        lambda: not any("_connection_worker" in thread.name for thread in threading.enumerate()),
+        "every connection of aiosqlite is closed",
+    )

@@ -36,12 +36,11 @@ _WEBSOCKET = (
 class Place:
     """Where code runs: the database of its app, and the unit if there is one."""
 
-    unit: UnitOfWork | None = None
-    missing = AFTERWARDS
+    __slots__ = ("database", "missing", "unit")
 
     def __init__(self, database: Database, unit: UnitOfWork | None = None, missing: str = AFTERWARDS) -> None:
         self.database = database
-        self.unit = unit
+        self.unit: UnitOfWork | None = unit
         self.missing = missing
 
     def current(self) -> UnitOfWork:

@@ -39,21 +39,26 @@ class Exchange(Place):
     Its unit is made when it is asked for, so that a request without one pays for nothing but this object.
     """
 
-    _head: Message | None = None  # the start of the app's answer: only the first is judged
-    _started = False  # it went to the server
-    over = False  # the last body as well, or there will be none
-    _refused: Exception | None = None  # why the client gets another answer than the app's
-    _handled = False  # the app's handlers have seen the error already
-    _withheld: list[Message] | None = None  # a 500 that may be no more than the sign of a crash
+    __slots__ = (
+        "_default", "_handled", "_head", "_receive", "_refused", "_scope", "_send", "_started", "_withheld",
+        "over",
+    )  # fmt: skip
 
     def __init__(
         self, database: Database, default: UnitOptions, scope: Scope, receive: Receive, send: Send
     ) -> None:
         self.database = database
+        self.unit = None
         self._default = default
         self._scope = scope
         self._receive = receive
         self._send = send
+        self._head: Message | None = None  # the start of the app's answer: only the first is judged
+        self._started = False  # it went to the server
+        self.over = False  # the last body as well, or there will be none
+        self._refused: Exception | None = None  # why the client gets another answer than the app's
+        self._handled = False  # the app's handlers have seen the error already
+        self._withheld: list[Message] | None = None  # a 500 that may be no more than the sign of a crash
 
     @property
     def name(self) -> str:
@@ -89,14 +94,14 @@ class Exchange(Place):
         """
         if self.unit is not None or self._refused is not None:
             return self._send_judged(message)
-        kind = message["type"]
-        if kind == "http.response.start":
+        if self._started:
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                self.over = True
+        elif message["type"] == "http.response.start":
             self._started = True
             if self.unit is not None:  # made by a thread just now: see current()
                 self._started = False
                 return self._send_judged(message)
-        elif kind == "http.response.body" and not message.get("more_body", False):
-            self.over = True
         return self._send(message)
 
     async def _send_judged(self, message: Message) -> None:

@@ -24,6 +24,9 @@ from .problems import PROBLEMS, Condition, Problem, misuse_of, problem_response
 logger = logging.getLogger("uow")
 
 
+_OF_AN_ANSWER = ("http.response.body", "http.response.pathsend", "http.response.trailers")
+
+
 class _Unwind(Exception):
     """Leaves the app, so that nothing of a refused answer goes on: no body, no background task.
 
@@ -40,8 +43,8 @@ class Exchange(Place):
     """
 
     __slots__ = (
-        "_default", "_handled", "_head", "_receive", "_refused", "_scope", "_send", "_started", "_withheld",
-        "over",
+        "_default", "_handled", "_head", "_receive", "_refused", "_scope", "_send", "_started", "_torn",
+        "_withheld", "over",
     )  # fmt: skip
 
     def __init__(
@@ -57,6 +60,7 @@ class Exchange(Place):
         self._started = False  # it went to the server
         self.over = False  # the last body as well, or there will be none
         self._refused: Exception | None = None  # why the client gets another answer than the app's
+        self._torn = False  # the app has begun a second answer
         self._handled = False  # the app's handlers have seen the error already
         self._withheld: list[Message] | None = None  # a 500 that may be no more than the sign of a crash
 
@@ -107,17 +111,21 @@ class Exchange(Place):
     async def _send_judged(self, message: Message) -> None:
         if self._refused is not None:
             return  # dropped: the client gets another answer
+        kind = message["type"]
         if self._withheld is not None:
             self._withheld.append(message)
-        elif message["type"] == "http.response.start":
+        elif kind == "http.response.start":
             await self._take_head(message)
-        elif self._started:
+        elif (self._started and not self._torn) or kind not in _OF_AN_ANSWER:
             await self._pass_on(message)
 
     async def _take_head(self, message: Message) -> None:
         """Settle by the status of the answer, and begin it; a second answer has no say any more."""
         if self._head is not None:
-            return  # of a time-out that gave up on an answer which waits for its COMMIT, say
+            # Of a time-out that gave up on an answer which waits for its COMMIT, say. Nobody can tell the
+            # two bodies apart from here on, so none goes out, and the server cuts the connection.
+            self._torn = True
+            return
         self._head = message
         unit = self.unit
         assert unit is not None
@@ -160,10 +168,9 @@ class Exchange(Place):
     async def failed(self, error: BaseException) -> None:
         """The app has raised: roll back, and answer if the database or a misuse of ours is the reason."""
         if self._refused is not None:
-            if _is_being_cancelled(error):
+            if _is_being_cancelled(error) or _ends_process(error):
                 raise error
             return  # what arrives here says nothing new
-        self._withheld = None  # Starlette's own 500, sent on the way out of an inner app
         unit = self.unit
         try:
             if unit is not None:
@@ -175,6 +182,7 @@ class Exchange(Place):
         if kept or self._started or not isinstance(error, Exception) or self._problem(error) is None:
             await self.end()
             raise error
+        self._withheld = None  # Starlette's own 500, sent on the way out of an inner app
         self._refused = error
         self._handled = True
 
@@ -256,6 +264,10 @@ def _is_being_cancelled(error: BaseException) -> bool:
     """Whether somebody cancels this task, as opposed to a task group that was cancelled inside the app."""
     task = asyncio.current_task()
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+
+
+def _ends_process(error: BaseException) -> bool:
+    return isinstance(error, (SystemExit, KeyboardInterrupt))
 
 
 def _handler_of(scope: Scope, error: Exception) -> Any:

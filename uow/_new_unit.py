@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from contextvars import Token
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -46,7 +47,7 @@ class NewUnit:
         try:
             await unit.settle(commit=error is None)
         finally:
-            leave(token)
+            _leave(token)
             await unit.run_callbacks()
 
     def __enter__(self) -> UnitOfWork:
@@ -59,7 +60,7 @@ class NewUnit:
         try:
             unit.settle_sync(commit=error is None)
         finally:
-            leave(token)
+            _leave(token)
             unit.run_callbacks_sync()
 
     def _enter(self, *, sync_only: bool) -> UnitOfWork:
@@ -78,3 +79,9 @@ class NewUnit:
     def _exit(self) -> tuple[UnitOfWork, Token[Place]]:
         assert self._entered is not None
         return self._entered
+
+
+def _leave(token: Token[Place]) -> None:
+    """Go back; a generator that holds the block open may be closed in another context than it was begun."""
+    with suppress(ValueError):
+        leave(token)

@@ -50,8 +50,8 @@ class UnitTransaction(Watch):
             raise self.doomed()
         if state is TransactionState.IDLE and self.statements and self.unit.database.begins_visibly:
             raise _messages.ended_by_text(self.name)
-        self.commit_sent = True  # before the look at _abandoned: see abandon()
-        if self._abandoned:
+        self.commit_sent = True  # before the look at abandoned: see abandon()
+        if self.abandoned:
             raise self.doomed()
 
     def committed(self) -> None:
@@ -89,8 +89,8 @@ class UnitTransaction(Watch):
         self._check_committable()
         session.flush()
         self._check_committable()
-        if self.read_only or not self.connections:
-            return
+        if not self.connections or (self.read_only and self.unit.database.own):
+            return  # a reader that the user brought may be a writer
         self._committing = True
         began = perf_counter()
         try:
@@ -120,7 +120,7 @@ class UnitTransaction(Watch):
         The settling thread says that it sends COMMIT and then looks whether it was abandoned; here it is
         the other way round, so that at least one of the two sees the other.
         """
-        self._abandoned = True
+        self.abandoned = True
         if self.outcome is None:
             self.outcome = "unknown" if self.commit_sent else "rolled_back"
 
@@ -164,7 +164,11 @@ class UnitTransaction(Watch):
                 began = perf_counter()
                 connection.connection.rollback()
                 self.tell(perf_counter() - began)
-            if self.read_only and not self.adapter.still_read_only(driver_of(connection)):
+            if (
+                self.read_only
+                and self.unit.database.own
+                and not self.adapter.still_read_only(driver_of(connection))
+            ):
                 connection.invalidate()
         except BaseException:
             logger.warning("%s: ROLLBACK failed; the connection is thrown away", self.name, exc_info=True)
@@ -176,9 +180,9 @@ class UnitTransaction(Watch):
         The statement is interrupted where that can be done, and the thread itself, when it leaves, throws
         the connection away.
         """
+        left.add_done_callback(lambda _: self.throw_away())
         for connection in self._live():
             self.adapter.interrupt(connection)
-        left.add_done_callback(lambda _: self.throw_away())
 
     def throw_away(self) -> None:
         """Drop the connections, whatever state they are in; the server rolls back what they had open."""
@@ -190,6 +194,8 @@ class UnitTransaction(Watch):
         """Whether closing a reader needs no trip to the driver: nothing was begun and nothing broke."""
         return (
             self.read_only
+            and self.unit.database.own
+            and (self.in_autocommit or not self.adapter.needs_transaction_to_read())
             and self.failure is None
             and not self.streams
             and all(

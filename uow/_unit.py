@@ -7,6 +7,7 @@ import inspect
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -183,7 +184,8 @@ class UnitOfWork:
         """
         if self._phase is Phase.SETTLING:
             self._done = self._done or Future()
-            await finish(asyncio.wrap_future(self._done), seconds=2 * self.database.settle_timeout)
+            with suppress(Unfinished):
+                await finish(asyncio.wrap_future(self._done), seconds=2 * self.database.settle_timeout)
         work = self._start_settling(commit=commit)
         if work is None:
             return
@@ -263,7 +265,7 @@ class UnitOfWork:
             else:
                 self._sync_session = UnitSession(engine, work=work, expire_on_commit=False)
             self._work = work
-        database.opened(self)
+            database.opened(self)
 
     def _own_session(self) -> UnitSession:
         session = self._sync_session if self._async_session is None else self._async_session.sync_session

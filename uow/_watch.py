@@ -35,6 +35,7 @@ _ENDS_TRANSACTION = re.compile(
     re.IGNORECASE,
 ).match
 
+_UNLOCKS = re.compile(r"\s*(set|start|begin)\b.*\bread\s+write\b", re.IGNORECASE | re.DOTALL).match
 _NEVER_ENDS = frozenset("ISUDWisudw")  # how INSERT, SELECT, UPDATE, DELETE and WITH begin
 
 
@@ -55,8 +56,8 @@ class Watch:
     """What a unit has done on its connection, and whether that can still be committed."""
 
     __slots__ = (
-        "_abandoned", "_acknowledged", "_committing", "_depth", "_failure_depth", "_idle", "_inside",
-        "_internal", "_results", "_settler", "adapter", "commit_sent", "connections", "ended", "failure",
+        "_acknowledged", "_committing", "_depth", "_failure_depth", "_idle", "_inside", "_internal",
+        "_results", "_settler", "abandoned", "adapter", "commit_sent", "connections", "ended", "failure",
         "in_autocommit", "name", "outcome", "phase", "read_only", "statements", "streams", "unit",
     )  # fmt: skip
 
@@ -74,7 +75,7 @@ class Watch:
         self.commit_sent = False
         self._committing = False
         self._acknowledged = False
-        self._abandoned = False
+        self.abandoned = False
         self.statements = 0
         self.streams = False
         self._failure_depth = 0
@@ -101,13 +102,17 @@ class Watch:
 
     def enter(self) -> None:
         """Let a call of the session through to the database."""
-        if self.phase is not Phase.OPEN or self.ended:
-            self.check_open()
-        elif self.failure is not None:
-            raise self.doomed() from self.failure
-        if not self.connections:
-            self.unit.check_outer()
-        self._inside += 1
+        self._inside += 1  # before the look at the phase: who settles waits for whoever is inside
+        try:
+            if self.phase is not Phase.OPEN or self.ended:
+                self.check_open()
+            elif self.failure is not None:
+                raise self.doomed() from self.failure
+            if not self.connections:
+                self.unit.check_outer()
+        except BaseException:
+            self.leave()
+            raise
 
     def leave(self) -> None:
         """The call is over."""
@@ -148,6 +153,9 @@ class Watch:
         self.connections.append(connection)
         connection.__dict__[_KEY] = self
         self.adapter.adopt(driver_of(connection))
+        if self.abandoned:  # the pool handed it over to a call that nobody waited for any more
+            connection.invalidate()
+            raise _messages.closed(self.name)
         if SECONDS_TO_BEGIN in connection.__dict__:
             self.tell(connection.__dict__[SECONDS_TO_BEGIN])
 
@@ -195,10 +203,17 @@ class Watch:
         if self.in_autocommit:
             if not self.adapter.still_read_only(driver_of(connection)):
                 self.doom(_messages.read_only(self.name), for_good=True)
-        elif not self.read_only and (
-            (statement[:1] not in _NEVER_ENDS and _ENDS_TRANSACTION(statement))
-            or self.lost_transaction(connection)
-        ):
+        elif statement[:1] in _NEVER_ENDS and not self.read_only:
+            if self.lost_transaction(connection):
+                self.doom(_messages.ended_by_text(self.name), for_good=True)
+        else:
+            self._look_at(connection, statement)
+
+    def _look_at(self, connection: Connection, statement: str) -> None:
+        """Judge what is no plain INSERT, SELECT, UPDATE or DELETE of a writer."""
+        if self.read_only and _UNLOCKS(statement):
+            self.doom(_messages.read_only(self.name), for_good=True)
+        elif _ENDS_TRANSACTION(statement) or (not self.read_only and self.lost_transaction(connection)):
             self.doom(_messages.ended_by_text(self.name), for_good=True)
 
     def lost_transaction(self, connection: Connection) -> bool:

@@ -7,7 +7,8 @@ import logging
 import math
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -37,8 +38,8 @@ class Database:
 
     `url` is a plain SQLAlchemy URL ("sqlite:///items.db", "postgresql://user@host/name"), or one that
     names its driver. `options` are the keywords of `sqlalchemy.create_engine`; `pool_size` and the like
-    count for each engine. `settle_timeout` bounds, in seconds, how long a COMMIT or ROLLBACK may take
-    before its connection is thrown away. `observer` is told what the units do.
+    count for each engine. `settle_timeout` bounds, in seconds, how long a request waits for its COMMIT or
+    ROLLBACK before the connection is thrown away. `observer` is told what the units do.
 
     Nothing is connected until a unit's first SQL. Raises ValueError for a dialect without an adapter.
     """
@@ -66,8 +67,9 @@ class Database:
     ) -> Self:
         """The database behind engines of your own.
 
-        What makes a writer safe on SQLite and a reader read-only is then yours to set up; a missing
-        reader is the writer, and asking for a kind of session that has no engine raises ValueError.
+        What makes a writer safe on SQLite and a reader read-only is then yours to set up. A missing
+        reader is the writer: nothing refuses a write in a GET then, and it is committed. Asking for a
+        kind of session that has no engine raises ValueError.
         """
         given: dict[_Key, AsyncEngine | Engine | None] = {
             ("writer", True): writer,
@@ -80,7 +82,7 @@ class Database:
             raise ValueError("from_engines() needs at least one engine")
         self = cls.__new__(cls)
         self._set_up(next(iter(engines.values())).url, settle_timeout, observer, {})
-        self._own = False
+        self.own = False
         self._engines = dict(engines)
         for sync_engine in {id(e): e for e in map(_sync_engine, engines.values())}.values():
             listen(sync_engine, self.adapter, observer)
@@ -93,7 +95,7 @@ class Database:
         self.adapter: Adapter = adapter_for(url.get_backend_name())
         self.settle_timeout = settle_timeout
         self.limiter = anyio.CapacityLimiter(math.inf)
-        self._own = True
+        self.own = True
         self._options = options
         self._observer = observer
         self.observed = observer is not None
@@ -181,12 +183,12 @@ class Database:
     @property
     def reads_need_transaction(self) -> bool:
         """Whether a reader of ours is in autocommit and leaves it for streams and savepoints."""
-        return self._own and self.adapter.needs_transaction_to_read()
+        return self.own and self.adapter.needs_transaction_to_read()
 
     @property
     def begins_visibly(self) -> bool:
         """Whether the driver of a writer has a transaction open as soon as a statement has run."""
-        return self._own or not self.adapter.one_writer
+        return self.own or not self.adapter.one_writer
 
     def engine(self, options: UnitOptions, *, asynchronous: bool) -> Any:
         """The engine for a unit with these options: AsyncEngine or Engine, as asked."""
@@ -210,9 +212,11 @@ class Database:
     def closed(self, unit: UnitOfWork) -> None:
         """Count it no more."""
         self._open.discard(unit)
-        if not self._open and self._drained is not None:
-            self._drained.set_result(None)
+        drained = self._drained
+        if drained is not None and not self._open:
             self._drained = None
+            with suppress(InvalidStateError):  # two threads may end the last two units at once
+                drained.set_result(None)
 
     def tell_statement(self, unit: UnitOfWork, seconds: float) -> None:
         """Tell the observer, if there is one."""
@@ -245,7 +249,7 @@ class Database:
         return engine
 
     def _make(self, role: str, asynchronous: bool) -> AsyncEngine | Engine:
-        if not self._own:
+        if not self.own:
             kind = "an async" if asynchronous else "a sync"
             raise ValueError(f"this database was made from engines, and {kind} {role} is not among them")
         read_only = role == "reader"
@@ -278,14 +282,14 @@ class Database:
                 changed = self.adapter.writer_at(engine, what)
             else:
                 changed = self.adapter.transactional_reader(engine, snapshot=what == "snapshot")
-            if self._own:
+            if self.own:
                 use_unit_connections(changed)
             variant = self._variants[key] = AsyncEngine(changed) if asynchronous else changed
         return variant
 
     def _forget_engines(self) -> list[AsyncEngine | Engine]:
         """Take the engines of ours out of use; a later unit makes new ones."""
-        if not self._own:
+        if not self.own:
             return []
         engines = list(self._engines.values())
         self._engines.clear()

@@ -50,23 +50,36 @@ class Turn:
 
     def release(self) -> None:
         """Hand the turn to whoever has waited longest."""
-        with self._mutex:
-            while self._waiting:
-                ticket = self._waiting.popleft()
-                if ticket.set_running_or_notify_cancel():
-                    ticket.set_result(None)
+        while True:
+            with self._mutex:
+                ticket = self._waiting.popleft() if self._waiting else None
+                if ticket is None:
+                    self._taken = False
                     return
-            self._taken = False
+            if ticket.set_running_or_notify_cancel():
+                ticket.set_result(None)
+                return
 
     def _ask(self) -> Future[None] | None:
-        """None if the turn was free and is now taken, else the ticket to wait for."""
+        """None if the turn was free and is now taken, else the ticket to wait for.
+
+        The ticket is made outside of the lock: a garbage collection at that moment may give a connection
+        back, and with it the turn, in this very thread.
+        """
+        if self._take_free_turn(None):
+            return None
+        ticket: Future[None] = Future()
+        return None if self._take_free_turn(ticket) else ticket
+
+    def _take_free_turn(self, ticket: Future[None] | None) -> bool:
+        """Take the turn if it is free; else put the ticket, if there is one, at the end of the queue."""
         with self._mutex:
             if not self._taken:
                 self._taken = True
-                return None
-            ticket: Future[None] = Future()
-            self._waiting.append(ticket)
-            return ticket
+                return True
+            if ticket is not None:
+                self._waiting.append(ticket)
+            return False
 
     def _give_up(self, ticket: Future[None]) -> None:
         """Drop the ticket; if the turn was handed over at the same moment, hand it on."""

@@ -1,0 +1,143 @@
+"""Units that were given up, held open in odd places, or made from engines that the user brought."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import Future
+from contextvars import copy_context
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, event, text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import Session
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tests.support.asgi import run_asgi
+from tests.support.backends import Backend, Mode, SqliteBackend
+from tests.uow.conftest import Connect
+from tests.uow.units import app_of, endpoint, insert, make_tables, names, request
+from uow import Database, current_session, errors, unit_options
+from uow.engines.writer_pool import Turn
+
+
+async def test_L18_a_connection_that_comes_after_its_unit_was_given_up_goes_back(
+    backend: Backend, connect: Connect
+) -> None:
+    """A task of the handler's waits for the pool longer than the request waits for the task."""
+    make_tables(backend)
+    database = connect(backend, pool_size=1, max_overflow=0, settle_timeout=0.2)
+    late: list[asyncio.Task[Any]] = []
+
+    async def handle(_: Request) -> Response:
+        session = current_session()
+        late.append(asyncio.ensure_future(session.execute(text("INSERT INTO items (name) VALUES ('late')"))))
+        await asyncio.sleep(0)
+        return Response(status_code=201)
+
+    async with database.new_unit() as holding:
+        await holding.session.execute(text("INSERT INTO items (name) VALUES ('held')"))
+        recorder = await asyncio.ensure_future(run_asgi(app_of(handle, database), "POST", "/work"))
+        assert recorder.status == 500
+        assert recorder.json()["type"] == "/problems/concurrent-use"
+
+    with pytest.raises(errors.UnitOfWorkClosed):
+        await late[0]
+    assert (await request(database, "async", insert("next"))).status == 201
+    assert names(backend) == ["held", "next"]
+    backend.wait_until_at_rest()
+
+
+@pytest.mark.backends("pg18", "pgsystem")
+@pytest.mark.parametrize("statement", ["SET TRANSACTION READ WRITE", "COMMIT"])
+async def test_L25_a_snapshot_cannot_be_unlocked(
+    backend: Backend, mode: Mode, database: Database, statement: str
+) -> None:
+    def work(session: Session) -> None:
+        session.execute(text("SELECT 1"))
+        session.execute(text(statement))
+        insert("never")(session)
+
+    def unlocking(session: Session) -> None:
+        with pytest.raises((errors.UnitOfWorkError, SQLAlchemyError)):
+            work(session)
+
+    handle = unit_options(snapshot=True)(endpoint(mode, unlocking))
+    recorder = await run_asgi(app_of(handle, database), "GET", "/work")
+
+    assert recorder.status == 500
+    assert names(backend) == []
+    backend.wait_until_at_rest()
+
+
+@pytest.mark.backends("sqlite", "pg18")
+async def test_a_reader_that_is_the_users_writer_keeps_what_it_acknowledges(backend: Backend) -> None:
+    """from_engines() without a reader: nothing refuses the write of a GET, so it must not be lost."""
+    make_tables(backend)
+    engine = create_async_engine(backend.url("async"))
+    if backend.dialect == "sqlite":
+        event.listen(engine.sync_engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    connected: list[object] = []
+    event.listen(engine.sync_engine, "connect", lambda *_: connected.append(1))
+    database = Database.from_engines(writer=engine)
+
+    for name in ("first", "second"):
+        assert (await request(database, "async", insert(name), method="GET")).status == 201
+
+    assert names(backend) == ["first", "second"]
+    assert len(connected) == 1
+    await engine.dispose()
+
+
+async def test_a_block_that_a_generator_ends_in_another_context_runs_its_callbacks(
+    backend: Backend, database: Database
+) -> None:
+    called: list[str] = []
+
+    async def generator() -> AsyncIterator[None]:
+        async with database.new_unit() as unit:
+            await unit.session.run_sync(insert("kept"))
+            unit.on_commit(lambda: called.append("committed"))
+            yield
+
+    held = generator()
+    for _ in range(2):
+        step = asyncio.get_running_loop().create_task(anext(held, None), context=copy_context())
+        await step
+
+    assert names(backend) == ["kept"]
+    assert called == ["committed"]
+
+
+def test_a_turn_that_comes_back_while_a_ticket_is_made_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A garbage collection may give a leaked connection back at any allocation."""
+    turn = Turn()
+    turn.take(1)
+
+    class GivenBackMeanwhile(Future[None]):
+        def __init__(self) -> None:
+            super().__init__()
+            turn.release()
+
+    monkeypatch.setattr("uow.engines.writer_pool.Future", GivenBackMeanwhile)
+    turn.take(1)
+    turn.release()
+    monkeypatch.undo()
+    turn.take(0)
+
+
+def test_a_stock_sqlite_engine_may_read_before_it_writes(sqlite: SqliteBackend) -> None:
+    """It begins nothing before the first write, and that is no sign of a lost transaction."""
+    make_tables(sqlite)
+    engine = create_engine(sqlite.url("sync"))
+    database = Database.from_engines(sync_writer=engine)
+
+    with database.new_unit() as unit:
+        unit.sync_session.execute(text("SELECT 1"))
+        insert("kept")(unit.sync_session)
+
+    assert names(sqlite) == ["kept"]
+    engine.dispose()

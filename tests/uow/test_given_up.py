@@ -13,6 +13,7 @@ from sqlalchemy import create_engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
+from sqlalchemy.util import await_only
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -57,7 +58,6 @@ async def test_L25_a_snapshot_cannot_be_unlocked(
     backend: Backend, mode: Mode, database: Database, statement: str
 ) -> None:
     def work(session: Session) -> None:
-        session.execute(text("SELECT 1"))
         session.execute(text(statement))
         insert("never")(session)
 
@@ -141,3 +141,23 @@ def test_a_stock_sqlite_engine_may_read_before_it_writes(sqlite: SqliteBackend) 
 
     assert names(sqlite) == ["kept"]
     engine.dispose()
+
+
+@pytest.mark.backends("sqlite", "pg18")
+async def test_L11_a_statement_after_a_rollback_on_the_raw_driver_is_no_success(
+    backend: Backend, database: Database
+) -> None:
+    """It runs in the driver's autocommit: what came before it is gone, and it stays."""
+
+    def work(session: Session) -> None:
+        insert("gone")(session)
+        driver: Any = session.connection().connection.driver_connection
+        await_only(driver.execute("ROLLBACK"))
+        insert("stays")(session)
+
+    recorder = await request(database, "async", work)
+
+    assert recorder.status == 500
+    assert recorder.json()["type"] == "/problems/commit-outcome-unknown"
+    assert names(backend) == ["stays"]
+    backend.wait_until_at_rest()

@@ -96,11 +96,13 @@ async def test_a_process_that_is_to_end_ends_also_after_a_refusal(
     backend.wait_until_at_rest()
 
 
-async def test_what_belongs_to_no_answer_passes_before_it(backend: Backend, database: Database) -> None:
+@pytest.mark.parametrize("with_unit", [True, False])
+async def test_what_belongs_to_no_answer_passes_before_it(database: Database, with_unit: bool) -> None:
     """A debug message of Starlette's templates, an early hint."""
 
     async def app(scope: Any, receive: Any, send: Send) -> None:
-        await current_session().execute(text("SELECT 1"))
+        if with_unit:
+            await current_session().execute(text("SELECT 1"))
         await send({"type": "http.response.debug", "info": {}})
         await send(START)
         await send(BODY)

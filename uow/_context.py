@@ -6,6 +6,7 @@ does not come back to the request, but a change to the place does.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -33,26 +34,40 @@ _WEBSOCKET = (
 )
 
 
-class Place:
+class Place(ABC):
     """Where code runs: the database of its app, and the unit if there is one."""
 
-    __slots__ = ("database", "missing", "unit")
+    __slots__ = ()
 
-    def __init__(self, database: Database, unit: UnitOfWork | None = None, missing: str = AFTERWARDS) -> None:
-        self.database = database
-        self.unit: UnitOfWork | None = unit
-        self.missing = missing
+    unit: UnitOfWork | None
 
+    @property
+    @abstractmethod
+    def database(self) -> Database:
+        """The database of the app."""
+
+    @abstractmethod
     def current(self) -> UnitOfWork:
         """The unit of this place; NoUnitOfWork, with the remedy, if it has none."""
-        if self.unit is None:
-            raise NoUnitOfWork(self.missing)
-        return self.unit
 
-    @classmethod
-    def of_websocket(cls, database: Database) -> Place:
-        """A place without a unit, where `new_unit()` works."""
-        return cls(database, missing=_WEBSOCKET)
+
+class Block(Place):
+    """Inside of `new_unit()`, or, without a unit, inside of a WebSocket."""
+
+    __slots__ = ("_database", "unit")
+
+    def __init__(self, database: Database, unit: UnitOfWork | None) -> None:
+        self._database = database
+        self.unit = unit
+
+    @property
+    def database(self) -> Database:
+        return self._database
+
+    def current(self) -> UnitOfWork:
+        if self.unit is None:
+            raise NoUnitOfWork(_WEBSOCKET)
+        return self.unit
 
 
 _place: ContextVar[Place] = ContextVar("uow_place")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ from .problems import Condition
 
 if TYPE_CHECKING:
     from .observe import UnitObserver
+
+logger = logging.getLogger("uow")
 
 _STARTED = "uow_started"
 
@@ -66,14 +69,22 @@ def _handle_error(context: ExceptionContext, adapter: Adapter) -> BaseException 
     ):
         return None  # it never left SQLAlchemy: a missing parameter, a row that a type cannot read
     _tell(connection, work)
-    if stopped:
-        adapter.interrupt(connection)
+    if stopped and not connection.invalidated and not connection.closed:
+        _interrupt(connection, adapter)
     error: BaseException = wrapped or original
     if work.read_only and adapter.condition(error) is Condition.READ_ONLY:
         error = read_only(work.name)
     lost = stopped or context.is_disconnect or _transaction_is_gone(connection, work)
     work.doom(error, for_good=lost)
     return error if error is not wrapped and error is not original else None
+
+
+def _interrupt(connection: Connection, adapter: Adapter) -> None:
+    """Stop a statement that nobody waits for; a failure here must not take the place of the cancellation."""
+    try:
+        adapter.interrupt(connection)
+    except Exception:
+        logger.warning("a cancelled statement could not be interrupted", exc_info=True)
 
 
 def _transaction_is_gone(connection: Connection, work: Watch) -> bool:

@@ -7,7 +7,7 @@ from contextvars import Token
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from ._context import Place, current_place, enter, leave, unit_around
+from ._context import Block, Place, current_place, enter, leave, unit_around
 from ._options import UnitOptions, checked_isolation
 from ._unit import UnitOfWork
 
@@ -73,7 +73,7 @@ class NewUnit:
             sync_only=sync_only,
             outer=unit_around(),
         )
-        self._entered = unit, enter(Place(self._database, unit))
+        self._entered = unit, enter(Block(self._database, unit))
         return unit
 
     def _exit(self) -> tuple[UnitOfWork, Token[Place]]:

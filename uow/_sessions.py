@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Executable, event
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 
+from ._greenlets import reusing_greenlets
 from ._messages import settle_refused
 
 if TYPE_CHECKING:
@@ -157,6 +159,18 @@ class UnitSession(Session):
 
     def really_close(self) -> None:
         super().close()
+
+
+class UnitAsyncSession(AsyncSession):
+    """SQLAlchemy's own, whose calls take less time; all the rules are in `UnitSession`."""
+
+    if not TYPE_CHECKING:  # the signatures are SQLAlchemy's, overloads included
+        execute = reusing_greenlets(AsyncSession.execute)
+        scalar = reusing_greenlets(AsyncSession.scalar)
+        get = reusing_greenlets(AsyncSession.get)
+        get_one = reusing_greenlets(AsyncSession.get_one)
+        flush = reusing_greenlets(AsyncSession.flush)
+        refresh = reusing_greenlets(AsyncSession.refresh)
 
 
 def _streams(statement: Executable, call_options: Mapping[str, Any] | None) -> bool:

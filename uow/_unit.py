@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import anyio
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
-from sqlalchemy.util import greenlet_spawn
 
 from ._context import unit_around
+from ._greenlets import spawn
 from ._messages import closed, commit_unanswered, mixed_sessions, would_deadlock
 from ._options import UnitOptions
-from ._sessions import UnitSession
+from ._sessions import UnitAsyncSession, UnitSession
 from ._shield import Unfinished, finish
 from ._transaction import UnitTransaction
 from ._watch import Phase
@@ -219,6 +219,7 @@ class UnitOfWork:
         if not self._callbacks:
             return
         limiter = self.database.limiter
+        interruption: asyncio.CancelledError | None = None
         with anyio.CancelScope(shield=True):  # a client that has gone does not undo what was committed
             while (callback := self._next_callback()) is not None:
                 call, on_loop = callback
@@ -226,8 +227,12 @@ class UnitOfWork:
                     answer = call() if on_loop else await anyio.to_thread.run_sync(call, limiter=limiter)
                     if inspect.isawaitable(answer):
                         await answer
+                except asyncio.CancelledError as error:  # costs the one that waits, not those behind it
+                    interruption = error
                 except Exception:
                     logger.exception("%s: the on_commit callback %r failed", self.name, call)
+        if interruption is not None:
+            raise interruption
 
     def run_callbacks_sync(self) -> None:
         """The same without an event loop."""
@@ -259,7 +264,7 @@ class UnitOfWork:
             autocommit = options.read_only and not options.snapshot and database.reads_need_transaction
             work = UnitTransaction(self, in_autocommit=autocommit)
             if asynchronous:
-                self._async_session = AsyncSession(
+                self._async_session = UnitAsyncSession(
                     engine, sync_session_class=UnitSession, work=work, expire_on_commit=False
                 )
             else:
@@ -308,12 +313,12 @@ class UnitOfWork:
                 await asyncio.shield(asyncio.wrap_future(left))  # a cancelled `left` would count as done
             except asyncio.CancelledError:
                 if asynchronous:
-                    await greenlet_spawn(work.throw_away)
+                    await spawn(work.throw_away)
                 else:
                     work.cut_off(left)
                 raise
         if asynchronous:
-            await greenlet_spawn(work.settle, session, commit=commit)
+            await spawn(work.settle, session, commit=commit)
         else:
             settle = partial(work.settle, session, commit=commit)
             await anyio.to_thread.run_sync(settle, limiter=self.database.limiter)

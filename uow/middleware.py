@@ -6,8 +6,8 @@ from collections.abc import Collection
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ._context import Place, enter, leave
-from ._exchange import Exchange
+from ._context import Block, enter, leave
+from ._exchange import Exchange, Settings
 from ._options import UnitOptions, checked_statuses
 from .database import Database
 
@@ -36,21 +36,24 @@ class UnitOfWorkMiddleware:
     ) -> None:
         self.app = app
         self.database = database
-        self._writing = UnitOptions(commit_on=checked_statuses(commit_on))
-        self._reading = UnitOptions(read_only=True, commit_on=self._writing.commit_on)
-        self._read_only_methods = frozenset(method.upper() for method in read_only_methods)
+        writing = UnitOptions(commit_on=checked_statuses(commit_on))
+        reading = UnitOptions(read_only=True, commit_on=writing.commit_on)
+        methods = frozenset(method.upper() for method in read_only_methods)
+        self._settings = Settings(database, writing, reading, methods)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection as the ASGI server hands it over."""
         if scope["type"] != "http":
             await self._pass_by(scope, receive, send)
             return
-        options = self._reading if scope["method"] in self._read_only_methods else self._writing
-        exchange = Exchange(self.database, options, scope, receive, send)
+        exchange = Exchange(self._settings, scope, receive, send)
+        receive = exchange.tell_receive if self.database.observed else receive
         token = enter(exchange)
         try:
             try:
-                await self.app(scope, exchange.receive if self.database.observed else receive, exchange.send)
+                await self.app(
+                    scope, exchange.tell_receive if self.database.observed else receive, exchange.send
+                )
             except BaseException as error:
                 await exchange.failed(error)
             if not exchange.over:
@@ -60,7 +63,7 @@ class UnitOfWorkMiddleware:
 
     async def _pass_by(self, scope: Scope, receive: Receive, send: Send) -> None:
         """What is no HTTP request has no unit; a WebSocket can open its own with `new_unit()`."""
-        token = enter(Place.of_websocket(self.database)) if scope["type"] == "websocket" else None
+        token = enter(Block(self.database, None)) if scope["type"] == "websocket" else None
         try:
             await self.app(scope, receive, send)
         finally:

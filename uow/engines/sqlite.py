@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+from weakref import WeakSet
 
 from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.exc import DBAPIError
@@ -149,14 +150,27 @@ class SQLite(Adapter):
 
 
 class _Connection(sqlite3.Connection):
-    """Rolls back before it closes.
+    """Ends its statements and rolls back before it closes.
 
-    A cancelled statement's cursor may be part of a reference cycle; SQLite keeps a closed connection, and
-    its write lock, until its last cursor is freed (https://www.sqlite.org/c3ref/close.html).
+    SQLite keeps a closed connection, and its write lock, until its last cursor is freed, and a cancelled
+    statement's may be part of a reference cycle (https://www.sqlite.org/c3ref/close.html). A statement that
+    was interrupted with rows to come makes every other one fail as well, ROLLBACK included
+    (https://www.sqlite.org/c3ref/interrupt.html).
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._cursors: WeakSet[sqlite3.Cursor] = WeakSet()
+
+    def cursor(self, factory: Any = sqlite3.Cursor) -> Any:
+        cursor = super().cursor(factory)
+        self._cursors.add(cursor)
+        return cursor
 
     def close(self) -> None:
         try:
+            for cursor in list(self._cursors):
+                cursor.close()
             if self.in_transaction:
                 self.rollback()
         finally:

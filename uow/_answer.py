@@ -1,0 +1,249 @@
+"""The answer of a request: held back until its unit is settled; a refused one never leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.types import Message, Scope
+
+from .errors import UnitOfWorkDoomed, UnitOfWorkError
+from .problems import PROBLEMS, Condition, Problem, misuse_of, problem_response
+
+if TYPE_CHECKING:
+    from ._exchange import Exchange
+
+logger = logging.getLogger("uow")
+
+
+_MAX_BODY_SIZE = "starlette.max_body_size"
+_OF_AN_ANSWER = ("http.response.body", "http.response.pathsend", "http.response.trailers")
+
+
+class _Unwind(Exception):
+    """Leaves the app, so that nothing of a refused answer goes on: no body, no background task.
+
+    Private, so that no handler of the app can be registered for it; an Exception, so that a dependency's
+    `except Exception: undo()` runs. What arrives at the other end may be something else (dependencies
+    swallow, task groups wrap), so nobody looks at it: the answer knows what was refused.
+    """
+
+
+class Answer:
+    """How a request is answered that has a unit, or whose app has failed: made when that is known."""
+
+    __slots__ = ("_exchange", "_handled", "_head", "_refused", "_send", "_torn", "_withheld")
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._send = exchange.server_send
+        self._head: Message | None = None  # the start of the app's answer: only the first is judged
+        self._refused: Exception | None = None  # why the client gets another answer than the app's
+        self._torn = False  # the app has begun a second answer
+        self._handled = False  # the app's handlers have seen the error already
+        self._withheld: list[Message] | None = None  # a 500 that may be no more than the sign of a crash
+
+    async def send(self, message: Message) -> None:
+        """Pass on what the app sends, as far as it is, or may be, the client's answer."""
+        if self._refused is not None:
+            return
+        kind = message["type"]
+        if self._withheld is not None:
+            self._withheld.append(message)
+        elif kind == "http.response.start":
+            await self._take_head(message)
+        elif (self._exchange.started and not self._torn) or kind not in _OF_AN_ANSWER:
+            await self._pass_on(message)
+
+    async def _take_head(self, message: Message) -> None:
+        """Settle by the status of the answer, and begin it; a second answer has no say any more."""
+        if self._head is not None:
+            # Of a time-out that gave up on an answer which waits for its COMMIT, say. Nobody can tell the
+            # two bodies apart from here on, so none goes out, and the server cuts the connection.
+            self._torn = True
+            return
+        self._head = message
+        unit = self._exchange.unit
+        assert unit is not None
+        status = self._status(message)
+        try:
+            await unit.settle(commit=200 <= status < 400 or unit.options.commits(status))
+        except Exception as error:
+            self._refuse(error)
+            raise _Unwind from error
+        failure = unit.failure
+        if status == 500 and isinstance(failure, Exception) and self._problem(failure) is not None:
+            self._withheld = [message]
+        else:
+            await self._begin_answer(message)
+
+    def _status(self, head: Message) -> int:
+        """The status that the client will read.
+
+        Starlette's limit of the body's size stands outside of all middleware, and puts a 413 in the place
+        of any answer to a request that has announced more, also if its body was never read.
+        """
+        limit = self._exchange.scope.get(_MAX_BODY_SIZE)
+        if limit is not None:
+            announced = Headers(scope=self._exchange.scope).get("content-length", "")
+            if announced.isdigit() and int(announced) > limit:
+                return 413
+        return int(head["status"])
+
+    async def _begin_answer(self, head: Message) -> None:
+        if not self._exchange.started:
+            self._exchange.started = True
+            await self._pass_on(head)
+
+    async def _pass_on(self, message: Message) -> None:
+        try:
+            await self._send(message)
+        except OSError:
+            self._exchange.client_gone()
+            raise
+        kind = message["type"]
+        if kind == "http.response.body":
+            if not message.get("more_body", False):
+                await self._after()
+        elif kind == "http.response.pathsend":
+            await self._after()
+
+    async def _after(self) -> None:
+        """The answer is out: there is no unit any more, and what waited for the commit runs."""
+        self._exchange.over = True
+        assert self._exchange.unit is not None  # without one nothing passes here: see send()
+        await self._exchange.unit.run_callbacks()
+
+    async def failed(self, error: BaseException) -> None:
+        """The app has raised: roll back, and answer if the database or a misuse of ours is the reason."""
+        if self._refused is not None:
+            if _is_being_cancelled(error) or _ends_process(error):
+                raise error
+            return  # what arrives here says nothing new
+        unit = self._exchange.unit
+        try:
+            if unit is not None:
+                await unit.settle(commit=False)  # does nothing but wait if it is being settled already
+        except UnitOfWorkError as unknown:
+            logger.error("%s: %s", self._exchange.name, unknown, exc_info=unknown)
+            error = unknown if isinstance(error, Exception) else error
+        kept = unit is not None and self._head is not None and unit.outcome == "committed"
+        if kept or self._exchange.started or not isinstance(error, Exception) or self._problem(error) is None:
+            await self.end()
+            raise error
+        self._withheld = None  # Starlette's own 500, sent on the way out of an inner app
+        self._refuse(error)
+        self._handled = True
+
+    def _refuse(self, error: Exception) -> None:
+        """From here on nothing that the app sends goes out, with or without a unit."""
+        self._refused = error
+        self._exchange.server_send = _drop
+
+    async def end(self) -> None:
+        """The app has ended and its last body has not gone out: refused, cut off or never begun."""
+        if self._refused is not None:
+            await self._answer(self._refused)
+        elif self._withheld is not None:
+            await self._send_withheld(self._withheld)
+        elif self._exchange.unit is not None:
+            await self._exchange.unit.settle(commit=False)
+            if self._head is not None and self._exchange.unit.outcome == "committed":
+                # The app was cancelled while COMMIT was on its way. Without a start the server would
+                # answer 500 for what was kept; after it, it cuts the connection.
+                with anyio.CancelScope(shield=True):
+                    await self._begin_answer(self._head)
+            await self._after()
+
+    async def _send_withheld(self, messages: list[Message]) -> None:
+        """The app has mapped the failure to a 500 of its own, and that is its answer."""
+        self._withheld = None
+        await self._begin_answer(messages[0])
+        for message in messages[1:]:
+            await self._pass_on(message)
+
+    async def _answer(self, error: Exception) -> None:
+        """Answer instead of the app: by its own handler for the error, else by a problem document."""
+        logger.error("%s: %s", self._exchange.name, error, exc_info=error)
+        handler = None if self._handled else _handler_of(self._exchange.scope, error)
+        response = None if handler is None else await self._handled_by(handler, error)
+        if response is None:
+            response = problem_response(
+                self._problem(error) or PROBLEMS[Condition.OTHER],
+                detail=str(error) if isinstance(error, UnitOfWorkError) else None,
+                instance=self._exchange.scope["path"],
+                outcome="rolled_back" if self._exchange.unit is None else self._exchange.unit.outcome,
+            )
+        await response(self._exchange.scope, self._exchange.receive, self._send)
+
+    async def _handled_by(self, handler: Any, error: Exception) -> Any:
+        """The response of the app's handler; None if it fails, or says 2xx or 3xx of what was not kept."""
+        request = Request(self._exchange.scope, self._exchange.receive)
+        try:
+            if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(handler.__call__):
+                response = await handler(request, error)
+            else:
+                limiter = self._exchange.database.limiter
+                response = await anyio.to_thread.run_sync(handler, request, error, limiter=limiter)
+        except Exception:
+            logger.exception("%s: the handler for %s failed", self._exchange.name, type(error).__name__)
+            return None
+        status = getattr(response, "status_code", 500)
+        if status < 400:
+            logger.error(
+                "%s: a handler said %d of a unit that was not committed", self._exchange.name, status
+            )
+            return None
+        return response
+
+    def _problem(self, error: Exception) -> Problem | None:
+        """The problem of an error; None if neither the database nor a misuse of ours is its cause."""
+        condition = self._condition(error)
+        if isinstance(error, UnitOfWorkDoomed) and isinstance(error.__cause__, Exception):
+            condition = self._condition(error.__cause__)
+            if condition is not None and condition.known_aborted:
+                return PROBLEMS[condition]  # the request may be tried again
+        if isinstance(error, UnitOfWorkError):
+            return misuse_of(error)
+        return None if condition is None else PROBLEMS[condition]
+
+    def _condition(self, error: Exception) -> Condition | None:
+        return (
+            self._exchange.database.condition(error)
+            if self._exchange.unit is None
+            else self._exchange.unit.condition(error)
+        )
+
+
+async def _drop(message: Message) -> None:
+    """What is sent of an answer that the client does not get."""
+
+
+def _is_being_cancelled(error: BaseException) -> bool:
+    """Whether somebody cancels this task, as opposed to a task group that was cancelled inside the app."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+
+
+def _ends_process(error: BaseException) -> bool:
+    return isinstance(error, (SystemExit, KeyboardInterrupt))
+
+
+def _handler_of(scope: Scope, error: Exception) -> Any:
+    """The handler that the app has for a class of the error below `Exception`, as Starlette looks it up.
+
+    A handler for `Exception` itself is Starlette's answer to a crash, and this is none.
+    """
+    handlers: Mapping[Any, Any]
+    if "starlette.exception_handlers" in scope:
+        handlers = scope["starlette.exception_handlers"][0]
+    else:
+        handlers = getattr(scope.get("app"), "exception_handlers", {})
+    below = type(error).__mro__[: type(error).__mro__.index(Exception)]
+    return next((handlers[cls] for cls in below if cls in handlers), None)

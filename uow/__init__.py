@@ -9,6 +9,7 @@ from . import errors
 from ._context import current_session, current_sync_session, current_unit, on_commit
 from ._new_unit import new_unit
 from ._options import unit_options
+from ._sessions import UnitSession
 from ._unit import UnitOfWork
 from .database import Database
 from .middleware import UnitOfWorkMiddleware
@@ -17,6 +18,7 @@ __all__ = [
     "Database",
     "UnitOfWork",
     "UnitOfWorkMiddleware",
+    "UnitSession",
     "current_session",
     "current_sync_session",
     "current_unit",

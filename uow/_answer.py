@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.lowlevel
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import Message, Scope
 
+from ._messages import stream_too_long
 from .errors import UnitOfWorkDoomed, UnitOfWorkError
 from .problems import PROBLEMS, Condition, Problem, misuse_of, problem_response
 
@@ -38,21 +40,30 @@ class _Unwind(Exception):
 class Answer:
     """How a request is answered that has a unit, or whose app has failed: made when that is known."""
 
-    __slots__ = ("_exchange", "_handled", "_head", "_refused", "_send", "_torn", "_withheld")
+    __slots__ = (
+        "_commit", "_cut", "_exchange", "_handled", "_head", "_late", "_refused", "_send", "_timer",
+        "_torn", "_withheld",
+    )  # fmt: skip
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
         self._send = exchange.server_send
         self._head: Message | None = None  # the start of the app's answer: only the first is judged
         self._refused: Exception | None = None  # why the client gets another answer than the app's
+        self._commit = True  # what its status means
         self._torn = False  # the app has begun a second answer
         self._handled = False  # the app's handlers have seen the error already
         self._withheld: list[Message] | None = None  # a 500 that may be no more than the sign of a crash
+        self._timer: asyncio.TimerHandle | None = None  # of a stream
+        self._late: Exception | None = None  # it has run out
+        self._cut: asyncio.Task[None] | None = None  # closes the unit of a stream that nobody gets
 
     async def send(self, message: Message) -> None:
         """Pass on what the app sends, as far as it is, or may be, the client's answer."""
         if self._refused is not None:
             return
+        if self._late is not None:
+            raise self._late
         kind = message["type"]
         if self._withheld is not None:
             self._withheld.append(message)
@@ -71,14 +82,19 @@ class Answer:
         self._head = message
         unit = self._exchange.unit
         assert unit is not None
-        status = self._status(message)
+        self._commit = commit = unit.options.commits(self._status(message))
         try:
-            await unit.settle(commit=200 <= status < 400 or unit.options.commits(status))
+            if not unit.outlives_start or not (commit or unit.failure is None):
+                if unit.is_sync:  # a thread does not see that its request was cancelled
+                    await anyio.lowlevel.checkpoint_if_cancelled()
+                await unit.settle(commit=commit)
+            elif commit:
+                await unit.judge()
         except Exception as error:
             self._refuse(error)
             raise _Unwind from error
         failure = unit.failure
-        if status == 500 and isinstance(failure, Exception) and self._problem(failure) is not None:
+        if message["status"] == 500 and isinstance(failure, Exception) and self._problem(failure) is not None:
             self._withheld = [message]
         else:
             await self._begin_answer(message)
@@ -102,23 +118,64 @@ class Answer:
             await self._pass_on(head)
 
     async def _pass_on(self, message: Message) -> None:
+        kind = message["type"]
+        more = message.get("more_body", False)
+        last = kind == "http.response.pathsend" or (kind == "http.response.body" and not more)
+        if last:
+            await self._close(commit=self._commit)  # before it is out: a client may be slow to read
+        elif more and self._timer is None:
+            self._start_timer()
         try:
             await self._send(message)
         except OSError:
             self._exchange.client_gone()
             raise
-        kind = message["type"]
-        if kind == "http.response.body":
-            if not message.get("more_body", False):
-                await self._after()
-        elif kind == "http.response.pathsend":
+        if last:
             await self._after()
+
+    async def _close(self, *, commit: bool) -> None:
+        """Settle a unit that has outlived the start; does nothing for one that is settled already."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._exchange.unit is not None:
+            await self._exchange.unit.settle(commit=commit)
+
+    def _start_timer(self) -> None:
+        """Bound how long a stream may hold the connection of a read-only unit."""
+        unit = self._exchange.unit
+        if unit is not None and unit.is_open and unit.options.stream_timeout is not None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(unit.options.stream_timeout, self._time_up)
+
+    def _time_up(self) -> None:
+        unit = self._exchange.unit
+        assert unit is not None  # it has started the timer
+        if unit.is_open:
+            self._late = stream_too_long(self._exchange.name, unit.options.stream_timeout or 0)
+            self.cut()
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether nobody gets the rest of it."""
+        return self._cut is not None
+
+    def cut(self) -> None:
+        """Nobody gets the rest of a stream: give its connection back, whatever the app is waiting for."""
+        if self._cut is None:
+            self._cut = asyncio.ensure_future(self._after_cut())
+
+    async def _after_cut(self) -> None:
+        try:
+            await self._close(commit=False)
+        except UnitOfWorkError as error:
+            logger.error("%s: %s", self._exchange.name, error, exc_info=error)
+        await self._after()
 
     async def _after(self) -> None:
         """The answer is out: there is no unit any more, and what waited for the commit runs."""
         self._exchange.over = True
-        assert self._exchange.unit is not None  # without one nothing passes here: see send()
-        await self._exchange.unit.run_callbacks()
+        if self._exchange.unit is not None:
+            await self._exchange.unit.run_callbacks()
 
     async def failed(self, error: BaseException) -> None:
         """The app has raised: roll back, and answer if the database or a misuse of ours is the reason."""
@@ -148,12 +205,14 @@ class Answer:
 
     async def end(self) -> None:
         """The app has ended and its last body has not gone out: refused, cut off or never begun."""
+        if self._cut is not None:
+            await asyncio.wait((self._cut,))
         if self._refused is not None:
             await self._answer(self._refused)
         elif self._withheld is not None:
             await self._send_withheld(self._withheld)
         elif self._exchange.unit is not None:
-            await self._exchange.unit.settle(commit=False)
+            await self._close(commit=False)
             if self._head is not None and self._exchange.unit.outcome == "committed":
                 # The app was cancelled while COMMIT was on its way. Without a start the server would
                 # answer 500 for what was kept; after it, it cuts the connection.
@@ -180,11 +239,11 @@ class Answer:
                 instance=self._exchange.scope["path"],
                 outcome="rolled_back" if self._exchange.unit is None else self._exchange.unit.outcome,
             )
-        await response(self._exchange.scope, self._exchange.receive, self._send)
+        await response(self._exchange.scope, self._exchange.server_receive, self._send)
 
     async def _handled_by(self, handler: Any, error: Exception) -> Any:
         """The response of the app's handler; None if it fails, or says 2xx or 3xx of what was not kept."""
-        request = Request(self._exchange.scope, self._exchange.receive)
+        request = Request(self._exchange.scope, self._exchange.server_receive)
         try:
             if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(handler.__call__):
                 response = await handler(request, error)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+import anyio
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
@@ -61,6 +63,7 @@ def _handle_error(context: ExceptionContext, adapter: Adapter) -> BaseException 
     work = work_of(connection)
     if work is None or connection is None:
         return None
+    work.commit_failed = work.commit_sent
     original = context.original_exception
     wrapped = context.sqlalchemy_exception
     stopped = not isinstance(original, Exception)  # cancelled while the statement ran
@@ -70,7 +73,7 @@ def _handle_error(context: ExceptionContext, adapter: Adapter) -> BaseException 
         return None  # it never left SQLAlchemy: a missing parameter, a row that a type cannot read
     _tell(connection, work)
     if stopped and not connection.invalidated and not connection.closed:
-        _interrupt(connection, adapter)
+        _throw_away(connection, adapter)
     error: BaseException = wrapped or original
     if work.read_only and adapter.condition(error) is Condition.READ_ONLY:
         error = read_only(work.name)
@@ -79,10 +82,17 @@ def _handle_error(context: ExceptionContext, adapter: Adapter) -> BaseException 
     return error if error is not wrapped and error is not original else None
 
 
-def _interrupt(connection: Connection, adapter: Adapter) -> None:
-    """Stop a statement that nobody waits for; a failure here must not take the place of the cancellation."""
+def _throw_away(connection: Connection, adapter: Adapter) -> None:
+    """End a statement that nobody waits for, and its connection; SQLAlchemy would do so in a moment.
+
+    In a cancelled scope anyio cancels at each step, so what is awaited here would be left in the middle. A
+    failure must not take the place of the cancellation.
+    """
+    shield = anyio.CancelScope(shield=True) if connection.dialect.is_async else nullcontext()
     try:
-        adapter.interrupt(connection)
+        with shield:
+            adapter.interrupt(connection)
+            connection.invalidate()
     except Exception:
         logger.warning("a cancelled statement could not be interrupted", exc_info=True)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from contextvars import Token
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,6 +26,7 @@ class Settings:
     writing: UnitOptions
     reading: UnitOptions
     read_only_methods: frozenset[str]
+    check_wiring: Callable[[Scope], None]
 
 
 class Exchange(Place):
@@ -34,12 +36,18 @@ class Exchange(Place):
     nothing but this object.
     """
 
-    __slots__ = ("_answer", "_settings", "over", "receive", "scope", "server_send", "started", "unit")
+    __slots__ = (
+        "_answer", "_settings", "over", "scope", "server_receive", "server_send", "started", "token",
+        "unit",
+    )  # fmt: skip
+
+    token: Token[Place]
+    """What to leave this place by; it knows the place around."""
 
     def __init__(self, settings: Settings, scope: Scope, receive: Receive, send: Send) -> None:
         self.unit: UnitOfWork | None = None
         self.scope = scope
-        self.receive = receive
+        self.server_receive = receive
         self.server_send = send
         self.started = False  # the start of the answer went to the server
         self.over = False  # its last body as well, or there will be none
@@ -58,18 +66,26 @@ class Exchange(Place):
 
     def current(self) -> UnitOfWork:
         """The unit of this request; NoUnitOfWork after its answer."""
-        if self.over:
+        if self.over or (self._answer is not None and self._answer.is_cut):
             raise NoUnitOfWork(AFTERWARDS)
         if self.unit is None:
-            if self.started:
-                raise _messages.closed(self.name)
             with self.database.opening:  # two threads of one request must not have two units
                 if self.unit is None:
-                    options = partial(options_of, self.scope, self._default_options())
-                    self.unit = UnitOfWork(self.database, self.name, options, is_request=True)
-            if self.started:  # by the event loop just now: it looks for a unit after it has said so
+                    self.unit = self._make_unit()
+            if self.started and not self.unit.outlives_start:  # since just now: see send()
                 raise _messages.closed(self.name)
         return self.unit
+
+    def _make_unit(self) -> UnitOfWork:
+        """The unit; once the answer has begun only one that it may keep, for what it streams."""
+        options = partial(options_of, self.scope, self._default_options())
+        self._settings.check_wiring(self.scope)
+        around = self.token.old_value  # a request may be made inside of a unit, in a test for example
+        outer = around.unit if isinstance(around, Place) else None
+        unit = UnitOfWork(self.database, self.name, options, is_request=True, outer=outer)
+        if self.started and not unit.outlives_start:
+            raise _messages.closed(self.name)
+        return unit
 
     def _default_options(self) -> UnitOptions:
         settings = self._settings
@@ -94,11 +110,13 @@ class Exchange(Place):
             self.started = False  # a thread has made one just now: see current()
         return self.answer.send(message)
 
-    async def tell_receive(self) -> Message:
-        """The server's `receive`, which tells the observer when the client leaves early."""
-        message = await self.receive()
-        if message["type"] == "http.disconnect":
+    async def receive(self) -> Message:
+        """The server's `receive`, which tells when the client leaves early."""
+        message = await self.server_receive()
+        if message["type"] == "http.disconnect" and self.unit is not None and not self.over:
             self.client_gone()
+            if self.started:
+                self.answer.cut()  # a background task may come next
         return message
 
     def client_gone(self) -> None:
@@ -118,7 +136,7 @@ class Exchange(Place):
         await self.answer.failed(error)
 
     async def end(self) -> None:
-        """The app has ended, and its last body has not gone out."""
+        """The app has ended, and there may be something that it has left undone."""
         if self.unit is not None or self._answer is not None:
             await self.answer.end()
         self.over = True

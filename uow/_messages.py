@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from .errors import (
+    ConcurrentUse,
     MixedSessions,
     OutcomeUnknown,
     ReadOnlyUnitOfWork,
+    SendRefused,
     SettleRefused,
     UnitOfWorkClosed,
     UnitOfWorkDoomed,
@@ -86,4 +88,38 @@ def would_deadlock(name: str, outer: str, dialect: str) -> WouldDeadlock:
     return WouldDeadlock(
         f"{name}: it would wait for {outer}, which is open for writing here and cannot end before it, and "
         f"{dialect} has one writer at a time. Write before the other unit begins or after its end"
+    )
+
+
+def concurrent_use(name: str, who: str, why: str) -> ConcurrentUse:
+    """A call came at a moment when it would have to wait for another, and cannot."""
+    return ConcurrentUse(
+        f"{name}: {who} uses the session while {why}. Awaited calls take turns, but add(), expire() and the "
+        f"like, and calls from threads, cannot wait: make them one after another, or give each its own unit "
+        f"with new_unit()"
+    )
+
+
+def second_connection(name: str) -> MixedSessions:
+    """A session's get_bind() named another database than the unit's."""
+    return MixedSessions(
+        f"{name}: get_bind() gave the session a second connection; a unit has one, because two cannot be "
+        f"committed as one. Let get_bind() return super().get_bind(), and open a unit of the other database: "
+        f"async with other_database.new_unit():"
+    )
+
+
+def send_refused(name: str) -> SendRefused:
+    """A WebSocket was told something by a unit that is not settled."""
+    return SendRefused(
+        f"{name}: a message was to be sent while this unit is open, so it would be out before the COMMIT "
+        f"that it may speak of. Send after the end of the block, or by on_commit()"
+    )
+
+
+def stream_too_long(name: str, seconds: float) -> UnitOfWorkClosed:
+    """A streaming answer has held its unit for too long."""
+    return UnitOfWorkClosed(
+        f"{name}: its answer was streaming for {seconds:g} seconds (stream_timeout), so its unit was closed "
+        f"and the answer is cut off"
     )

@@ -23,6 +23,7 @@ class UnitOptions:
     isolation: str | None = None
     commit_on: frozenset[int] = frozenset()
     snapshot: bool = False
+    stream_timeout: float | None = None
 
     def commits(self, status: int) -> bool:
         """Whether an answer with this status commits: 2xx, 3xx and what `commit_on` names."""
@@ -47,12 +48,20 @@ def checked_statuses(statuses: Collection[int]) -> frozenset[int]:
     return frozenset(statuses)
 
 
+def checked_seconds(seconds: float | None) -> float | None:
+    """The number of seconds, or None for no limit; ValueError for what is neither."""
+    if seconds is not None and not seconds > 0:
+        raise ValueError(f"stream_timeout={seconds!r} is no number of seconds above 0; None is no limit")
+    return seconds
+
+
 def unit_options(
     *,
     read_only: bool | None = None,
     isolation: str | None = None,
     commit_on: Collection[int] | None = None,
     snapshot: bool | None = None,
+    stream_timeout: float | None = None,
 ) -> Callable[[Endpoint], Endpoint]:
     """Mark an endpoint with the options of its unit; what is None stays as the middleware has it.
 
@@ -60,13 +69,15 @@ def unit_options(
     `isolation`: "read committed", "repeatable read" or "serializable".
     `commit_on`: 4xx and 5xx statuses that commit as well, such as a 401 that counts a failed login.
     `snapshot`: whether all reads of a read-only unit see one moment of the database.
-    Place it directly above the `def`. Raises ValueError for a level or status that does not exist.
+    `stream_timeout`: seconds after which a read-only unit is taken from an answer that is still streaming.
+    Place it directly above the `def`. Raises ValueError for what does not exist.
     """
     given: dict[str, Any] = {
         "read_only": read_only,
         "isolation": checked_isolation(isolation),
         "commit_on": None if commit_on is None else checked_statuses(commit_on),
         "snapshot": snapshot,
+        "stream_timeout": checked_seconds(stream_timeout),
     }
 
     def mark(endpoint: Endpoint) -> Endpoint:

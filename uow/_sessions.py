@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import Connection, Executable, event
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -19,6 +19,7 @@ from ._messages import settle_refused
 
 if TYPE_CHECKING:
     from ._transaction import UnitTransaction
+    from ._turns import Savepoint
 
 
 def _refused(name: str) -> Callable[..., Any]:
@@ -31,64 +32,122 @@ def _refused(name: str) -> Callable[..., Any]:
     return refuse
 
 
-def _checked(name: str) -> Callable[..., Any]:
-    """A method of `Session` that only changes its collections: refused once the unit is over."""
-    plain = getattr(Session, name)
+def _inside(name: str) -> Callable[..., Any]:
+    """A method that only changes the session's collections: inside, because a flush may be under way."""
 
-    @functools.wraps(plain)
-    def checked(self: UnitSession, *args: Any, **kwargs: Any) -> Any:
-        self.work.check_open()
-        return plain(self, *args, **kwargs)
+    @functools.wraps(getattr(Session, name))
+    def inside(self: UnitSession, *args: Any, **kwargs: Any) -> Any:
+        work = self.work
+        work.enter_open()
+        try:
+            return self._plain[name](self, *args, **kwargs)
+        finally:
+            work.give()
 
-    return checked
+    return inside
 
 
 def _entered(name: str) -> Callable[..., Any]:
-    """A method of `Session` that may reach the database: it enters the unit, and leaves it after."""
-    plain = getattr(Session, name)
+    """A method that may reach the database: it enters the unit, and leaves it after."""
 
-    @functools.wraps(plain)
+    @functools.wraps(getattr(Session, name))
     def entered(self: UnitSession, *args: Any, **kwargs: Any) -> Any:
         work = self.work
+        if work.is_inside():
+            return self._plain[name](self, *args, **kwargs)
         work.enter()
         try:
-            return plain(self, *args, **kwargs)
+            return self._plain[name](self, *args, **kwargs)
         except Exception as error:
             work.note(error)
             raise
         finally:
-            work.leave()
+            work.give()
 
     return entered
 
 
-def _read(name: str) -> Callable[..., Any]:
-    """A method of `Session` that returns a result: as `_entered`, and the result ends with the unit."""
-    plain = getattr(Session, name)
+def _read(name: str, *, keep: bool = True) -> Callable[..., Any]:
+    """A method that runs a statement: as `_entered`; it may stream, and its result ends with the unit."""
 
-    @functools.wraps(plain)
+    @functools.wraps(getattr(Session, name))
     def read(self: UnitSession, statement: Executable, *args: Any, **kwargs: Any) -> Any:
         work = self.work
+        if work.is_inside():  # SQLAlchemy's own, to load something: it is read to its end at once
+            return self._plain[name](self, statement, *args, **kwargs)
         work.enter()
         try:
             if _streams(statement, kwargs.get("execution_options")):
                 work.streams = True
                 if work.in_autocommit:
                     work.begin_to_read(self)
-            result = plain(self, statement, *args, **kwargs)
-            work.keep(result)
+            result = self._plain[name](self, statement, *args, **kwargs)
+            if keep:
+                work.keep(result)
             return result
         except Exception as error:
             work.note(error)
             raise
         finally:
-            work.leave()
+            work.give()
 
     return read
 
 
+class _PlainMethods:
+    """The methods of a session class as they are without `UnitSession`, by name; looked up once a class."""
+
+    def __get__(self, session: object, cls: type[UnitSession]) -> dict[str, Callable[..., Any]]:
+        bases = cls.__mro__[cls.__mro__.index(UnitSession) + 1 :]
+        plain = {
+            name: next(base.__dict__[name] for base in bases if name in base.__dict__)
+            for name, method in UnitSession.__dict__.items()
+            if hasattr(method, "__wrapped__")
+        }
+        cls._plain = plain  # type: ignore[assignment]  # takes the place of this descriptor
+        return plain
+
+
+class UnitSavepoint(SessionTransaction):
+    """A savepoint of a unit: its end takes its turn like any other call."""
+
+    work: UnitTransaction
+    place: Savepoint | None
+
+    def commit(self, _to_root: bool = False) -> None:
+        self.work.take(self.place)
+        try:
+            self.work.check_open()
+            super().commit(_to_root)
+        finally:
+            self.work.give()
+
+    def rollback(self, _capture_exception: bool = False, _to_root: bool = False) -> None:
+        self.work.take(self.place)
+        try:
+            if self.work.may_touch():  # else the unit is rolling all of it back
+                super().rollback(_capture_exception, _to_root)
+        finally:
+            self.work.give()
+
+    def close(self, invalidate: bool = False) -> None:
+        super().close(invalidate)
+        if self.place is not None:
+            self.work.close_savepoint(self.place)
+
+
 class UnitSession(Session):
-    """A session that belongs to a unit of work and is settled by nobody else."""
+    """A session that belongs to a unit of work and is settled by nobody else.
+
+    A session class of your own has this one as its first base, `class MySession(UnitSession, Yours)`, and
+    is named by `Database(url, session_class=MySession)`; it takes the keywords of `Session`.
+    """
+
+    _plain = _PlainMethods()
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls._plain = _PlainMethods()
 
     def __init__(self, *args: Any, work: UnitTransaction, **kwargs: Any) -> None:
         self.work = work
@@ -96,8 +155,8 @@ class UnitSession(Session):
 
     execute = _read("execute")
     scalars = _read("scalars")
+    scalar = _read("scalar", keep=False)
 
-    scalar = _entered("scalar")
     get = _entered("get")
     get_one = _entered("get_one")
     merge = _entered("merge")
@@ -111,46 +170,62 @@ class UnitSession(Session):
     bulk_insert_mappings = _entered("bulk_insert_mappings")
     bulk_update_mappings = _entered("bulk_update_mappings")
 
-    add = _checked("add")
-    add_all = _checked("add_all")
-    expunge = _checked("expunge")
-    expunge_all = _checked("expunge_all")
-    expire = _checked("expire")
-    expire_all = _checked("expire_all")
-    enable_relationship_loading = _checked("enable_relationship_loading")
+    add = _inside("add")
+    add_all = _inside("add_all")
+    expunge = _inside("expunge")
+    expunge_all = _inside("expunge_all")
+    expire = _inside("expire")
+    expire_all = _inside("expire_all")
+    enable_relationship_loading = _inside("enable_relationship_loading")
 
-    commit = _refused("commit")
     prepare = _refused("prepare")
     reset = _refused("reset")
     invalidate = _refused("invalidate")
 
+    def commit(self) -> None:
+        """Refused, because the unit commits; with `handlers_settle="flush"`, a flush and a warning."""
+        self._settle_here("session.commit()")
+        self.flush()
+
     def begin(self, nested: bool = False) -> SessionTransaction:
-        """Open a savepoint; a transaction of its own is refused, because the unit has begun one."""
+        """Open a savepoint; a transaction is the unit's, and is refused or made a savepoint as `commit`."""
         if not nested:
-            self.work.check_open()
-            raise settle_refused(self.work.name, "session.begin()")
+            self._settle_here("session.begin()")
         return self._begin_nested()
 
     def rollback(self) -> None:
         """Roll back and end the unit: later SQL gets `UnitOfWorkClosed`."""
-        self.work.check_open()
-        super().rollback()
-        self.work.end_early()
+        work = self.work
+        work.enter_open()
+        try:
+            super().rollback()
+            work.end_early()
+        finally:
+            work.give()
 
     def close(self) -> None:
         """Do nothing: the unit closes its session when it is settled."""
 
+    def _settle_here(self, call: str) -> None:
+        self.work.check_open()
+        self.work.unit.database.handler_settles(self.work.name, call)
+
     def _begin_nested(self) -> SessionTransaction:
-        self.work.enter()
+        work = self.work
+        work.enter()
         try:
-            if self.work.in_autocommit:
-                self.work.begin_to_read(self)
-            return super().begin(nested=True)
+            if work.in_autocommit:
+                work.begin_to_read(self)
+            savepoint: Any = super().begin(nested=True)
+            work.open_savepoint()
+            savepoint.__class__ = UnitSavepoint
+            savepoint.work, savepoint.place = work, work.top
+            return cast("SessionTransaction", savepoint)
         except Exception as error:
-            self.work.note(error)
+            work.note(error)
             raise
         finally:
-            self.work.leave()
+            work.give()
 
     # What the unit itself uses to settle.
 

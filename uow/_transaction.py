@@ -86,9 +86,9 @@ class UnitTransaction(Watch):
             self.outcome = self.outcome or outcome
 
     def _commit(self, session: UnitSession) -> None:
-        self._check_committable()
+        self.check_committable()
         session.flush()
-        self._check_committable()
+        self.check_committable()
         if not self.connections or (self.read_only and self.unit.database.own):
             return  # a reader that the user brought may be a writer
         self._committing = True
@@ -111,7 +111,7 @@ class UnitTransaction(Watch):
         if condition is Condition.ABORTED:
             raise self.doomed() from error
         refused = condition is not None and condition not in _MAYBE_COMMITTED
-        if self.commit_sent and not refused:
+        if self.commit_failed and not refused:
             raise _messages.commit_unanswered(self.name, "the connection was lost") from error
 
     def abandon(self) -> None:
@@ -131,7 +131,8 @@ class UnitTransaction(Watch):
         if any(self.lost_transaction(connection) for connection in self._live()):
             raise _messages.ended_by_text(self.name)
 
-    def _check_committable(self) -> None:
+    def check_committable(self) -> None:
+        """Raise UnitOfWorkDoomed if what was done cannot be committed any more."""
         if self.failure is not None:
             raise self.doomed() from self.failure
         if self.ended:

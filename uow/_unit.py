@@ -17,9 +17,9 @@ from sqlalchemy.orm import Session
 
 from ._context import unit_around
 from ._greenlets import spawn
-from ._messages import closed, commit_unanswered, mixed_sessions, would_deadlock
+from ._messages import closed, commit_unanswered, mixed_sessions, send_refused, would_deadlock
 from ._options import UnitOptions
-from ._sessions import UnitAsyncSession, UnitSession
+from ._sessions import UnitSession
 from ._shield import Unfinished, finish
 from ._transaction import UnitTransaction
 from ._watch import Phase
@@ -176,6 +176,41 @@ class UnitOfWork:
                 raise would_deadlock(self.name, other.name, self.database.adapter.dialect)
             other = other._outer
 
+    @property
+    def is_sync(self) -> bool:
+        """Whether it has a sync session."""
+        return self._sync_session is not None
+
+    @property
+    def outlives_start(self) -> bool:
+        """Whether it may go on until the last byte of the answer: there is nothing that it could commit."""
+        return self.options.read_only and self.database.has_reader
+
+    def check_may_tell(self) -> None:
+        """Raise SendRefused if this unit, or one around it, may have done what is not committed yet."""
+        unit: UnitOfWork | None = self
+        while unit is not None:
+            if unit.is_open and not unit.options.read_only:
+                raise send_refused(unit.name)
+            unit = unit._outer
+
+    async def judge(self) -> None:
+        """Raise what would refuse the commit, after a rollback; else leave the unit open."""
+        work = self._work
+        if work is None or self._phase is not Phase.OPEN:
+            return
+        session = self._own_session()
+        try:
+            work.check_committable()
+            if session.new or session.dirty or session.deleted:
+                if self._async_session is not None:
+                    await self._async_session.flush()
+                else:
+                    await anyio.to_thread.run_sync(session.flush, limiter=self.database.limiter)
+        except Exception:
+            await self.settle(commit=False)
+            raise
+
     async def settle(self, *, commit: bool) -> None:
         """Commit or roll back and close; returns when the database has answered.
 
@@ -262,13 +297,14 @@ class UnitOfWork:
             if self._work is not None:
                 return
             autocommit = options.read_only and not options.snapshot and database.reads_need_transaction
-            work = UnitTransaction(self, in_autocommit=autocommit)
+            work = UnitTransaction(self, in_autocommit=autocommit, asynchronous=asynchronous)
+            session_class = database.session_class
             if asynchronous:
-                self._async_session = UnitAsyncSession(
-                    engine, sync_session_class=UnitSession, work=work, expire_on_commit=False
+                self._async_session = database.async_session_class(
+                    engine, sync_session_class=session_class, work=work, expire_on_commit=False
                 )
             else:
-                self._sync_session = UnitSession(engine, work=work, expire_on_commit=False)
+                self._sync_session = session_class(engine, work=work, expire_on_commit=False)
             self._work = work
             database.opened(self)
 

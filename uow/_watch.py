@@ -8,8 +8,7 @@ ROLLBACK, other engines would commit the rest of it, and both would make a 2xx a
 from __future__ import annotations
 
 import re
-from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from concurrent.futures import Future
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from . import _messages
+from ._results import take_turns
+from ._turns import Turns
 from .engines import SECONDS_TO_BEGIN, TransactionState, driver_of
 from .errors import UnitOfWorkDoomed
 
@@ -52,18 +53,18 @@ def work_of(connection: Connection | None) -> UnitTransaction | None:
     return None if connection is None else connection.__dict__.get(_KEY)
 
 
-class Watch:
+class Watch(Turns):
     """What a unit has done on its connection, and whether that can still be committed."""
 
     __slots__ = (
-        "_acknowledged", "_committing", "_depth", "_failure_depth", "_idle", "_inside", "_internal",
-        "_results", "_settler", "abandoned", "adapter", "commit_sent", "connections", "ended", "failure",
-        "in_autocommit", "name", "outcome", "phase", "read_only", "statements", "streams", "unit",
+        "_acknowledged", "_committing", "_depth", "_failure_depth", "_internal", "_results", "_settler",
+        "abandoned", "adapter", "commit_failed", "commit_sent", "connections", "ended", "failure",
+        "in_autocommit", "outcome", "phase", "read_only", "statements", "streams", "unit",
     )  # fmt: skip
 
-    def __init__(self, unit: UnitOfWork, *, in_autocommit: bool) -> None:
+    def __init__(self, unit: UnitOfWork, *, in_autocommit: bool, asynchronous: bool) -> None:
+        super().__init__(unit.name, asynchronous=asynchronous)
         self.unit = unit
-        self.name = unit.name
         self.adapter = unit.database.adapter
         self.read_only = unit.options.read_only
         self.in_autocommit = in_autocommit
@@ -73,6 +74,7 @@ class Watch:
         self.ended = False
         self.outcome: Outcome | None = None
         self.commit_sent = False
+        self.commit_failed = False  # in the driver; a listener of somebody's may fail before it is asked
         self._committing = False
         self._acknowledged = False
         self.abandoned = False
@@ -80,19 +82,21 @@ class Watch:
         self.streams = False
         self._failure_depth = 0
         self._depth = 0
-        self._inside = 0
         self._internal = False
-        self._idle: Future[None] | None = None
         self._results: list[Any] = []
         self._settler: object = None
 
     # -- the session's way in and out
 
+    def may_touch(self) -> bool:
+        """Whether the unit is open, or the caller is settling it."""
+        if self.phase is Phase.OPEN:
+            return not self.ended
+        return self.phase is Phase.SETTLING and self._settler is getcurrent()
+
     def check_open(self) -> None:
         """Raise UnitOfWorkClosed unless the unit is open, or the caller is settling it."""
-        if self.phase is Phase.OPEN and not self.ended:
-            return
-        if self.phase is Phase.SETTLING and self._settler is getcurrent():
+        if self.may_touch():
             return
         raise _messages.rolled_back(self.name) if self.phase is Phase.OPEN else _messages.closed(self.name)
 
@@ -101,8 +105,9 @@ class Watch:
         return _messages.doomed(self.name, self.failure, ended=self.ended)
 
     def enter(self) -> None:
-        """Let a call of the session through to the database."""
-        self._inside += 1  # before the look at the phase: who settles waits for whoever is inside
+        """Let a call of the session through to the database, when it is its turn."""
+        if not self.take():  # before the look at the phase: who settles waits for whoever is inside
+            return
         try:
             if self.phase is not Phase.OPEN or self.ended:
                 self.check_open()
@@ -111,28 +116,23 @@ class Watch:
             if not self.connections:
                 self.unit.check_outer()
         except BaseException:
-            self.leave()
+            self.give()
             raise
 
-    def leave(self) -> None:
-        """The call is over."""
-        self._inside -= 1
-        if self._idle is not None and not self._inside:
-            self._tell_idle(self._idle)
-
-    @staticmethod
-    def _tell_idle(idle: Future[None]) -> None:
-        with suppress(InvalidStateError):  # it is told already
-            idle.set_result(None)
+    def enter_open(self) -> None:
+        """Let in what changes no more than the session itself, also when the unit is doomed."""
+        if not self.take():
+            return
+        try:
+            self.check_open()
+        except BaseException:
+            self.give()
+            raise
 
     def stop_entering(self) -> Future[None] | None:
         """Close the way in; a future of the moment when the last call has left, if one is inside."""
         self.phase = Phase.SETTLING
-        if self._inside and self._idle is None:
-            self._idle = Future()
-            if not self._inside:  # a thread has left between the two looks
-                self._tell_idle(self._idle)
-        return self._idle
+        return self.whoever_is_inside()
 
     def note(self, error: Exception) -> None:
         """Doom the unit for an error that came before it had a connection: no event tells of those."""
@@ -141,6 +141,8 @@ class Watch:
 
     def keep(self, result: Any) -> None:
         """Remember a result, so that it ends with the unit."""
+        if self.streams or not self.asynchronous:
+            take_turns(getattr(result, "_real_result", None) or result, self)
         results = self._results
         if len(results) >= _KEPT_RESULTS:
             results[:] = [kept for kept in results if not getattr(kept, "_soft_closed", False)]
@@ -150,6 +152,10 @@ class Watch:
 
     def began(self, connection: Connection) -> None:
         """The session has a connection."""
+        if connection in self.connections:  # inside a savepoint now
+            return
+        if self.connections:
+            raise _messages.second_connection(self.name)
         self.connections.append(connection)
         connection.__dict__[_KEY] = self
         self.adapter.adopt(driver_of(connection))

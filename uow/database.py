@@ -10,17 +10,18 @@ from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import anyio
 from sqlalchemy import URL, Engine, create_engine, make_url, text
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from ._connection import use_unit_connections
 from ._events import listen
 from ._new_unit import NewUnit
 from ._options import UnitOptions, checked_isolation
-from ._sessions import UnitSession
+from ._sessions import UnitAsyncSession, UnitSession
+from ._settling import HandlersSettle, HandlersSettling
 from ._unit import UnitOfWork
 from .engines import Adapter, adapter_for
 from .observe import UnitObserver
@@ -33,15 +34,31 @@ logger = logging.getLogger("uow")
 _Key = tuple[str, bool]
 
 
+class Tap(Protocol):
+    """Stands between the units and the database: `uow.testing` is one."""
+
+    def engine_made(self, engine: Engine) -> None:
+        """An engine is there, and has connected to nothing yet for who asks next."""
+        ...
+
+    def settled(self, unit: UnitOfWork) -> None:
+        """A unit is over, and its callbacks have not run."""
+        ...
+
+
 class Database:
     """One database, reached through engines that are made on first use.
 
     `url` is a plain SQLAlchemy URL ("sqlite:///items.db", "postgresql://user@host/name"), or one that
     names its driver. `options` are the keywords of `sqlalchemy.create_engine`; `pool_size` and the like
     count for each engine. `settle_timeout` bounds, in seconds, how long a request waits for its COMMIT or
-    ROLLBACK before the connection is thrown away. `observer` is told what the units do.
+    ROLLBACK before the connection is thrown away. `observer` is told what the units do. `session_class`, a
+    subclass of `UnitSession`, and `async_session_class` are those of your own that the units shall use.
+    `handlers_settle="flush"` lets code move over step by step: its `commit()` flushes, its `begin()` sets a
+    savepoint, and each place that does so is logged once; "refuse" raises SettleRefused.
 
-    Nothing is connected until a unit's first SQL. Raises ValueError for a dialect without an adapter.
+    Nothing is connected until a unit's first SQL. Raises ValueError for a dialect without an adapter, and
+    TypeError for a `session_class` without `UnitSession`.
     """
 
     def __init__(
@@ -50,9 +67,13 @@ class Database:
         *,
         settle_timeout: float = 10.0,
         observer: UnitObserver | None = None,
+        session_class: type[UnitSession] = UnitSession,
+        async_session_class: type[AsyncSession] = UnitAsyncSession,
+        handlers_settle: HandlersSettle = "refuse",
         **options: Any,
     ) -> None:
         self._set_up(make_url(url), settle_timeout, observer, options)
+        self._use_sessions(session_class, async_session_class, handlers_settle)
 
     @classmethod
     def from_engines(
@@ -64,6 +85,9 @@ class Database:
         sync_reader: Engine | None = None,
         settle_timeout: float = 10.0,
         observer: UnitObserver | None = None,
+        session_class: type[UnitSession] = UnitSession,
+        async_session_class: type[AsyncSession] = UnitAsyncSession,
+        handlers_settle: HandlersSettle = "refuse",
     ) -> Self:
         """The database behind engines of your own.
 
@@ -82,7 +106,9 @@ class Database:
             raise ValueError("from_engines() needs at least one engine")
         self = cls.__new__(cls)
         self._set_up(next(iter(engines.values())).url, settle_timeout, observer, {})
+        self._use_sessions(session_class, async_session_class, handlers_settle)
         self.own = False
+        self.has_reader = reader is not None or sync_reader is not None
         self._engines = dict(engines)
         for sync_engine in {id(e): e for e in map(_sync_engine, engines.values())}.values():
             listen(sync_engine, self.adapter, observer)
@@ -95,16 +121,31 @@ class Database:
         self.adapter: Adapter = adapter_for(url.get_backend_name())
         self.settle_timeout = settle_timeout
         self.limiter = anyio.CapacityLimiter(math.inf)
-        self.own = True
+        self.own = self.has_reader = True
         self._options = options
         self._observer = observer
         self.observed = observer is not None
+        self._tap: Tap | None = None
         self._making = threading.Lock()
         self._engines: dict[_Key, AsyncEngine | Engine] = {}
         self._variants: dict[tuple[str, bool, str], AsyncEngine | Engine] = {}
         self.opening = threading.Lock()  # taken for moments, to make a unit or its session once
         self._open: set[UnitOfWork] = set()
         self._drained: Future[None] | None = None
+
+    def _use_sessions(
+        self, session_class: type[UnitSession], async_class: type[AsyncSession], settle: HandlersSettle
+    ) -> None:
+        if not issubclass(session_class, UnitSession):
+            raise TypeError(
+                f"session_class={session_class.__name__} has no UnitSession among its bases: write "
+                f"class {session_class.__name__}(UnitSession, ...)"
+            )
+        if settle not in ("refuse", "flush"):
+            raise ValueError(f'handlers_settle={settle!r} is neither "refuse" nor "flush"')
+        self.session_class = session_class
+        self.async_session_class = async_class
+        self._handlers_settle = HandlersSettling(flush=settle == "flush")
 
     def __repr__(self) -> str:
         return f"<Database {self.url.render_as_string()}>"
@@ -205,6 +246,10 @@ class Database:
         asynchronous = session.get_bind().dialect.is_async
         return _sync_engine(self._variant("reader", asynchronous, "transaction"))
 
+    def handler_settles(self, name: str, call: str) -> None:
+        """A handler has tried to settle its unit: raise SettleRefused, or warn and let it flush instead."""
+        self._handlers_settle.tried(name, call)
+
     def opened(self, unit: UnitOfWork) -> None:
         """Count a unit that has a session: `dispose()` waits for it."""
         self._open.add(unit)
@@ -218,6 +263,15 @@ class Database:
             with suppress(InvalidStateError):  # two threads may end the last two units at once
                 drained.set_result(None)
 
+    def tap(self, tap: Tap | None) -> None:
+        """Tell `tap` of each engine, first of those that are there, and of each unit that ends."""
+        if tap is not None and self._tap is not None:
+            raise RuntimeError("this database is tapped already")
+        self._tap = tap
+        if tap is not None:
+            for engine in {id(e): e for e in map(_sync_engine, self._engines.values())}.values():
+                tap.engine_made(engine)
+
     def tell_statement(self, unit: UnitOfWork, seconds: float) -> None:
         """Tell the observer, if there is one."""
         if self._observer is not None:
@@ -225,6 +279,8 @@ class Database:
 
     def tell_settled(self, unit: UnitOfWork) -> None:
         """Tell the observer, if there is one."""
+        if self._tap is not None:
+            self._tell(self._tap.settled, unit)
         if self._observer is not None:
             self._tell(self._observer.settled, unit)
 
@@ -270,6 +326,8 @@ class Database:
         else:
             self.adapter.prepare_writer(sync_engine)
         listen(sync_engine, self.adapter, self._observer)
+        if self._tap is not None:
+            self._tap.engine_made(sync_engine)
         return engine
 
     def _variant(self, role: str, asynchronous: bool, what: str) -> AsyncEngine | Engine:

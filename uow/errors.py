@@ -8,6 +8,7 @@
     ├── ConcurrentUse         two tasks or threads are inside one session
     ├── ReadOnlyUnitOfWork    a read-only unit was asked to write
     ├── SettleRefused         a handler tried to commit, begin, reset or invalidate
+    ├── SendRefused           a WebSocket was told something by a unit that is not settled
     ├── WouldDeadlock         a unit inside a unit would wait for its own outer unit
     └── OutcomeUnknown        whether the COMMIT took effect could not be learnt
 
@@ -20,6 +21,7 @@ __all__ = [
     "NoUnitOfWork",
     "OutcomeUnknown",
     "ReadOnlyUnitOfWork",
+    "SendRefused",
     "SettleRefused",
     "UnitOfWorkClosed",
     "UnitOfWorkDoomed",
@@ -45,7 +47,7 @@ class UnitOfWorkDoomed(UnitOfWorkError):
 
 
 class MixedSessions(UnitOfWorkError):
-    """One unit was asked for a sync and an async session: two transactions that look like one."""
+    """One unit was asked for two sessions or two connections: two transactions that look like one."""
 
 
 class ConcurrentUse(UnitOfWorkError):
@@ -54,6 +56,10 @@ class ConcurrentUse(UnitOfWorkError):
 
 class ReadOnlyUnitOfWork(UnitOfWorkError):
     """A read-only unit was asked to write, and the database refused it."""
+
+
+class SendRefused(UnitOfWorkError):
+    """A WebSocket message was sent inside a unit that may yet be rolled back."""
 
 
 class SettleRefused(UnitOfWorkError):

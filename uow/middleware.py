@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ._context import Block, enter, leave
+from ._context import Block, enter, leave, unit_around
 from ._exchange import Exchange, Settings
-from ._options import UnitOptions, checked_statuses
+from ._options import UnitOptions, checked_seconds, checked_statuses
 from .database import Database
+from .wiring import log_findings
 
 __all__ = ["UnitOfWorkMiddleware"]
 
@@ -21,7 +23,8 @@ class UnitOfWorkMiddleware:
     around any ASGI app. A 2xx or 3xx answer, or one whose status `commit_on` names, is held back until
     COMMIT is acknowledged; any other answer, and any exception, rolls back. If the database refuses the
     commit the client gets one answer: that of the app's own handler for the exception, or a problem
-    document. Requests with `read_only_methods` get a unit that the database holds to reading.
+    document. Requests with `read_only_methods` get a unit that the database holds to reading; if their
+    answer streams, it may go on reading until its last byte, for at most `stream_timeout` seconds.
 
     Raises ValueError if `commit_on` names what is no 4xx or 5xx status.
     """
@@ -33,13 +36,15 @@ class UnitOfWorkMiddleware:
         database: Database,
         commit_on: Collection[int] = (),
         read_only_methods: Collection[str] = ("GET", "HEAD", "OPTIONS"),
+        stream_timeout: float | None = 300.0,
     ) -> None:
         self.app = app
         self.database = database
         writing = UnitOptions(commit_on=checked_statuses(commit_on))
-        reading = UnitOptions(read_only=True, commit_on=writing.commit_on)
+        reading = replace(writing, read_only=True, stream_timeout=checked_seconds(stream_timeout))
         methods = frozenset(method.upper() for method in read_only_methods)
-        self._settings = Settings(database, writing, reading, methods)
+        self._settings = Settings(database, writing, reading, methods, self._check_wiring)
+        self._checked_wiring = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection as the ASGI server hands it over."""
@@ -47,25 +52,38 @@ class UnitOfWorkMiddleware:
             await self._pass_by(scope, receive, send)
             return
         exchange = Exchange(self._settings, scope, receive, send)
-        receive = exchange.tell_receive if self.database.observed else receive
-        token = enter(exchange)
+        exchange.token = enter(exchange)
         try:
             try:
-                await self.app(
-                    scope, exchange.tell_receive if self.database.observed else receive, exchange.send
-                )
+                await self.app(scope, exchange.receive, exchange.send)
             except BaseException as error:
                 await exchange.failed(error)
             if not exchange.over:
                 await exchange.end()
         finally:
-            leave(token)
+            leave(exchange.token)
 
     async def _pass_by(self, scope: Scope, receive: Receive, send: Send) -> None:
         """What is no HTTP request has no unit; a WebSocket can open its own with `new_unit()`."""
-        token = enter(Block(self.database, None)) if scope["type"] == "websocket" else None
-        try:
+        if scope["type"] != "websocket":
+            self._check_wiring(scope)
             await self.app(scope, receive, send)
+            return
+
+        async def send_settled(message: Message) -> None:
+            unit = unit_around()
+            if unit is not None and message["type"] == "websocket.send":
+                unit.check_may_tell()
+            await send(message)
+
+        token = enter(Block(self.database, None))
+        try:
+            await self.app(scope, receive, send_settled)
         finally:
-            if token is not None:
-                leave(token)
+            leave(token)
+
+    def _check_wiring(self, scope: Scope) -> None:
+        """Log what is wrong with the wiring: at the start, or with the first unit where there is none."""
+        if not self._checked_wiring and "app" in scope:
+            self._checked_wiring = True
+            log_findings(scope["app"])

@@ -335,8 +335,8 @@ async def test_a_task_that_outlives_its_request_finds_no_unit(
 
 def test_the_public_names_are_these_and_no_more() -> None:
     assert sorted(uow.__all__) == [
-        "Database", "UnitOfWork", "UnitOfWorkMiddleware", "current_session", "current_sync_session",
-        "current_unit", "errors", "new_unit", "on_commit", "unit_options",
+        "Database", "UnitOfWork", "UnitOfWorkMiddleware", "UnitSession", "current_session",
+        "current_sync_session", "current_unit", "errors", "new_unit", "on_commit", "unit_options",
     ]  # fmt: skip
     assert all(hasattr(uow, name) for name in uow.__all__)
 

@@ -48,7 +48,7 @@ async def test_a_stream_that_asks_for_its_first_session_in_the_body_is_refused(
     async def handle(_: Request) -> Response:
         return StreamingResponse(body())
 
-    recorder = await run_asgi(app_of(handle, database), "GET", "/work")
+    recorder = await run_asgi(app_of(handle, database), "POST", "/work")
 
     assert isinstance(recorder.error, errors.UnitOfWorkClosed)
     assert (recorder.status, recorder.complete) == (200, False)

@@ -117,9 +117,9 @@ async def test_a_call_that_leaves_while_the_unit_begins_to_settle_is_not_waited_
         class LeftMeanwhile(Future[None]):
             def __init__(self) -> None:
                 super().__init__()
-                work.leave()
+                work.give()
 
-        monkeypatch.setattr("uow._watch.Future", LeftMeanwhile)
+        monkeypatch.setattr("uow._turns.Future", LeftMeanwhile)
         work.enter()
         left = work.stop_entering()
 

@@ -15,6 +15,7 @@ from sqlalchemy import URL, Engine, event
 from ..errors import ReadOnlyUnitOfWork
 from ..problems import Condition
 from .base import Adapter, TransactionState
+from .threads import ThreadsPool
 
 _READS_TAGS = "_uow_reads_tags"
 _SETTING = "default_transaction_read_only"
@@ -73,6 +74,8 @@ class PostgreSQL(Adapter):
         else:
             arguments = _for_libpq(url, options.get("connect_args", {}), settings)
         chosen = options | {"connect_args": arguments}
+        if not asynchronous and "pool" not in options:
+            chosen.setdefault("poolclass", ThreadsPool)
         if read_only:
             # The unit ends its rare transactions itself; a ROLLBACK at every return would be a trip.
             chosen |= {

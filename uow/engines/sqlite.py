@@ -23,6 +23,7 @@ from sqlalchemy.util import await_only
 from ..errors import ReadOnlyUnitOfWork
 from ..problems import Condition
 from .base import SECONDS_TO_BEGIN, Adapter, TransactionState, driver_of
+from .threads import ThreadsPool
 from .writer_pool import DEFAULT_TIMEOUT, Turn, writer_pool
 
 logger = logging.getLogger("uow")
@@ -104,6 +105,8 @@ class SQLite(Adapter):
             # Nothing is begun on a reader unless a snapshot is asked for, and the unit ends that one
             # itself, so a ROLLBACK of SQLAlchemy's would be a trip to a thread for nothing.
             chosen["skip_autocommit_rollback"] = True
+            if not asynchronous and "pool" not in options:
+                chosen.setdefault("poolclass", ThreadsPool)
         else:
             chosen = {name: value for name, value in chosen.items() if name not in _QUEUE_OPTIONS}
             chosen.setdefault("poolclass", writer_pool(self._turn, asynchronous=asynchronous))
@@ -161,6 +164,7 @@ class _Connection(sqlite3.Connection):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._cursors: WeakSet[sqlite3.Cursor] = WeakSet()
+        self._closed = False
 
     def cursor(self, factory: Any = sqlite3.Cursor) -> Any:
         cursor = super().cursor(factory)
@@ -168,6 +172,9 @@ class _Connection(sqlite3.Connection):
         return cursor
 
     def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
         try:
             for cursor in list(self._cursors):
                 cursor.close()

@@ -12,6 +12,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry, Pool
 from sqlalchemy.util import await_only
 
+from .threads import lent_thread
+
 DEFAULT_TIMEOUT = 30.0
 
 
@@ -32,7 +34,8 @@ class Turn:
         ticket = self._ask()
         if ticket is not None:
             try:
-                ticket.result(seconds)
+                with lent_thread():
+                    ticket.result(seconds)
             except BaseException:
                 self._give_up(ticket)
                 raise

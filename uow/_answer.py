@@ -25,6 +25,7 @@ logger = logging.getLogger("uow")
 
 
 _MAX_BODY_SIZE = "starlette.max_body_size"
+_SECONDS_FOR_HEAD = 1.0
 _OF_AN_ANSWER = ("http.response.body", "http.response.pathsend", "http.response.trailers")
 
 
@@ -215,8 +216,9 @@ class Answer:
             await self._close(commit=False)
             if self._head is not None and self._exchange.unit.outcome == "committed":
                 # The app was cancelled while COMMIT was on its way. Without a start the server would
-                # answer 500 for what was kept; after it, it cuts the connection.
-                with anyio.CancelScope(shield=True):
+                # answer 500 for what was kept; after it, it cuts the connection. A server takes it at
+                # once, but a middleware around may have nobody left who reads what it passes on.
+                with anyio.move_on_after(_SECONDS_FOR_HEAD, shield=True):
                     await self._begin_answer(self._head)
             await self._after()
 

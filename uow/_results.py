@@ -49,7 +49,11 @@ def _fetching(plain: Callable[..., Any]) -> Callable[..., Any]:
 def _iterating(plain: Callable[..., Any]) -> Callable[..., Any]:
     def iterate(self: Any) -> Iterator[Any]:
         rows = plain(self)
-        fetch = _fetching(lambda _: next(rows, _END))
+
+        def next_row(_: Any) -> Any:
+            return next(rows, _END)
+
+        fetch = _fetching(next_row)
         while (row := fetch(self)) is not _END:
             yield row
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from sqlalchemy import Connection, Executable, event
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -40,7 +40,7 @@ def _inside(name: str) -> Callable[..., Any]:
         work = self.work
         work.enter_open()
         try:
-            return self._plain[name](self, *args, **kwargs)
+            return self.plain[name](self, *args, **kwargs)
         finally:
             work.give()
 
@@ -54,10 +54,10 @@ def _entered(name: str) -> Callable[..., Any]:
     def entered(self: UnitSession, *args: Any, **kwargs: Any) -> Any:
         work = self.work
         if work.is_inside():
-            return self._plain[name](self, *args, **kwargs)
+            return self.plain[name](self, *args, **kwargs)
         work.enter()
         try:
-            return self._plain[name](self, *args, **kwargs)
+            return self.plain[name](self, *args, **kwargs)
         except Exception as error:
             work.note(error)
             raise
@@ -74,14 +74,14 @@ def _read(name: str, *, keep: bool = True) -> Callable[..., Any]:
     def read(self: UnitSession, statement: Executable, *args: Any, **kwargs: Any) -> Any:
         work = self.work
         if work.is_inside():  # SQLAlchemy's own, to load something: it is read to its end at once
-            return self._plain[name](self, statement, *args, **kwargs)
+            return self.plain[name](self, statement, *args, **kwargs)
         work.enter()
         try:
             if _streams(statement, kwargs.get("execution_options")):
                 work.streams = True
                 if work.in_autocommit:
                     work.begin_to_read(self)
-            result = self._plain[name](self, statement, *args, **kwargs)
+            result = self.plain[name](self, statement, *args, **kwargs)
             if keep:
                 work.keep(result)
             return result
@@ -104,7 +104,7 @@ class _PlainMethods:
             for name, method in UnitSession.__dict__.items()
             if hasattr(method, "__wrapped__")
         }
-        cls._plain = plain  # type: ignore[assignment]  # takes the place of this descriptor
+        cls.plain = plain  # takes the place of this descriptor
         return plain
 
 
@@ -143,11 +143,11 @@ class UnitSession(Session):
     is named by `Database(url, session_class=MySession)`; it takes the keywords of `Session`.
     """
 
-    _plain = _PlainMethods()
+    plain: ClassVar[Any] = _PlainMethods()
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        cls._plain = _PlainMethods()
+        cls.plain = _PlainMethods()
 
     def __init__(self, *args: Any, work: UnitTransaction, **kwargs: Any) -> None:
         self.work = work

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
-import sys
 from pathlib import Path
-from types import FrameType
 from typing import Literal
 
 import sqlalchemy
@@ -46,7 +45,7 @@ class HandlersSettling:
 
 def _place_of_call() -> tuple[str, int]:
     """File and line of the code that called the session, seen from inside of the session."""
-    frame: FrameType | None = sys._getframe(1)
+    frame = inspect.currentframe()
     greenlet = getcurrent()
     while True:
         while frame is not None:

@@ -136,7 +136,7 @@ class Database:
     def _use_sessions(
         self, session_class: type[UnitSession], async_class: type[AsyncSession], settle: HandlersSettle
     ) -> None:
-        if not issubclass(session_class, UnitSession):
+        if not issubclass(session_class, UnitSession):  # pyright: ignore[reportUnnecessaryIsInstance]  # not everybody has a type checker
             raise TypeError(
                 f"session_class={session_class.__name__} has no UnitSession among its bases: write "
                 f"class {session_class.__name__}(UnitSession, ...)"

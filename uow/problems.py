@@ -93,6 +93,7 @@ MISUSES: Mapping[type[errors.UnitOfWorkError], Problem] = {
     errors.MixedSessions: Problem("mixed-sessions", "One unit, two sessions", 500),
     errors.ConcurrentUse: Problem("concurrent-use", "Two tasks inside one session", 500),
     errors.ReadOnlyUnitOfWork: Problem("read-only-unit", "A read-only unit was asked to write", 500),
+    errors.SendRefused: Problem("send-refused", "A WebSocket is told what is committed", 500),
     errors.SettleRefused: Problem("settle-refused", "Handlers do not settle their unit", 500),
     errors.WouldDeadlock: Problem("would-deadlock", "A unit would wait for its own outer unit", 500),
     errors.OutcomeUnknown: PROBLEMS[Condition.COMMIT_UNKNOWN],

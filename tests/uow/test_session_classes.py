@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from itertools import count
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import sqlmodel
@@ -27,7 +27,7 @@ class SQLModelSession(UnitSession, sqlmodel.Session):
 
 
 class Item(sqlmodel.SQLModel, table=True):
-    __tablename__ = "items"
+    __tablename__: ClassVar[Any] = "items"  # SQLModel declares it as SQLAlchemy's own descriptor
     id: int | None = sqlmodel.Field(default=None, primary_key=True)
     name: str
 
@@ -128,13 +128,15 @@ async def test_a_second_database_in_one_app_has_units_of_its_own(
 
 
 def test_a_session_class_that_is_no_units_is_refused() -> None:
+    plain: Any = Session
     with pytest.raises(TypeError, match=r"class Session\(UnitSession, \.\.\.\)"):
-        Database("sqlite://", session_class=Session)  # type: ignore[arg-type]  # what is refused
+        Database("sqlite://", session_class=plain)
 
 
 def test_another_word_for_what_handlers_may_do_is_refused() -> None:
+    unknown: Any = "commit"
     with pytest.raises(ValueError, match="handlers_settle='commit' is neither"):
-        Database("sqlite://", handlers_settle="commit")  # type: ignore[arg-type]  # what is refused
+        Database("sqlite://", handlers_settle=unknown)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ gets a thread to go on with, and everybody waits until `pool_timeout` is over.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 
 from anyio import CapacityLimiter, from_thread, to_thread
@@ -16,7 +16,7 @@ from sqlalchemy.util.queue import Empty
 
 
 @contextmanager
-def lent_thread() -> Iterator[None]:
+def lent_thread() -> Generator[None]:
     """Let another thread run in the place of this one while it waits; nothing outside of anyio's threads."""
     limiter: CapacityLimiter | None = None
     with suppress(RuntimeError):  # no thread of anyio's

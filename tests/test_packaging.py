@@ -20,6 +20,7 @@ PUBLIC_NAMES = {
     "Database",
     "UnitOfWork",
     "UnitOfWorkMiddleware",
+    "UnitSession",
     "current_session",
     "current_sync_session",
     "current_unit",

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -85,7 +86,7 @@ class Answer:
         assert unit is not None
         self._commit = commit = unit.options.commits(self._status(message))
         try:
-            if not unit.outlives_start or not (commit or unit.failure is None):
+            if not (unit.outlives_start and _has_body(message) and (commit or unit.failure is None)):
                 if unit.is_sync:  # a thread does not see that its request was cancelled
                     await anyio.lowlevel.checkpoint_if_cancelled()
                 await unit.settle(commit=commit)
@@ -124,8 +125,8 @@ class Answer:
         last = kind == "http.response.pathsend" or (kind == "http.response.body" and not more)
         if last:
             await self._close(commit=self._commit)  # before it is out: a client may be slow to read
-        elif more and self._timer is None:
-            self._start_timer()
+        elif more or (kind == "http.response.start" and _length(message) is None):
+            self.begin_stream()
         try:
             await self._send(message)
         except OSError:
@@ -141,10 +142,12 @@ class Answer:
         if self._exchange.unit is not None:
             await self._exchange.unit.settle(commit=commit)
 
-    def _start_timer(self) -> None:
-        """Bound how long a stream may hold the connection of a read-only unit."""
+    def begin_stream(self) -> None:
+        """Bound how long the answer may hold the connection of a read-only unit from here on."""
         unit = self._exchange.unit
-        if unit is not None and unit.is_open and unit.options.stream_timeout is not None:
+        if self._timer is not None or unit is None or not unit.is_open or not unit.options.stream_timeout:
+            return
+        with suppress(RuntimeError):  # a thread: its next chunk comes through here
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(unit.options.stream_timeout, self._time_up)
 
@@ -280,6 +283,16 @@ class Answer:
             if self._exchange.unit is None
             else self._exchange.unit.condition(error)
         )
+
+
+def _length(head: Message) -> bytes | None:
+    """The length of the body, if the answer says it: it is made already, and does not stream."""
+    return next((value for name, value in head.get("headers", ()) if name.lower() == b"content-length"), None)
+
+
+def _has_body(head: Message) -> bool:
+    """Whether there is a body to come; without one the client has the whole answer with its start."""
+    return head["status"] not in (204, 304) and _length(head) != b"0"
 
 
 async def _drop(message: Message) -> None:

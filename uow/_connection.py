@@ -16,8 +16,10 @@ def in_turn(plain: Any) -> Any:
     @functools.wraps(plain)
     def call(self: Connection, *args: Any, **kwargs: Any) -> Any:
         work = work_of(self)
-        if work is None or work.is_inside():
+        if work is None:
             return plain(self, *args, **kwargs)
+        if work.is_inside():
+            return work.execute(plain, self, *args, **kwargs)
         work.enter_open()
         try:
             return plain(self, *args, **kwargs)

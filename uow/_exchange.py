@@ -69,17 +69,19 @@ class Exchange(Place):
         if self.over or (self._answer is not None and self._answer.is_cut):
             raise NoUnitOfWork(AFTERWARDS)
         if self.unit is None:
+            self._settings.check_wiring(self.scope)
             with self.database.opening:  # two threads of one request must not have two units
                 if self.unit is None:
                     self.unit = self._make_unit()
             if self.started and not self.unit.outlives_start:  # since just now: see send()
                 raise _messages.closed(self.name)
+            if self.started:
+                self.answer.begin_stream()
         return self.unit
 
     def _make_unit(self) -> UnitOfWork:
         """The unit; once the answer has begun only one that it may keep, for what it streams."""
         options = partial(options_of, self.scope, self._default_options())
-        self._settings.check_wiring(self.scope)
         around = self.token.old_value  # a request may be made inside of a unit, in a test for example
         outer = around.unit if isinstance(around, Place) else None
         unit = UnitOfWork(self.database, self.name, options, is_request=True, outer=outer)

@@ -54,6 +54,23 @@ def doomed(name: str, failure: BaseException | None, *, ended: bool) -> UnitOfWo
     )
 
 
+def savepoint_open(name: str) -> UnitOfWorkDoomed:
+    """A unit is to be committed in the middle of a savepoint's block."""
+    return UnitOfWorkDoomed(
+        f"{name}: nothing of this unit was kept: a savepoint was still open when its answer was ready, so a "
+        f"block is half done. Write `async with session.begin_nested():`, and wait for the tasks that do"
+    )
+
+
+def changed_meanwhile(name: str, what: str) -> ConcurrentUse:
+    """An object was changed while it was being flushed, and SQLAlchemy would forget the change."""
+    return ConcurrentUse(
+        f"{name}: {what} was changed by one task while a flush of another was writing it, and SQLAlchemy "
+        f"would forget the change. Change it before the flush or after it, or give each task its own unit: "
+        f"async with new_unit():"
+    )
+
+
 def read_only(name: str) -> ReadOnlyUnitOfWork:
     """A read-only unit was asked to write."""
     return ReadOnlyUnitOfWork(

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Executable, event
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 
+from ._flushing import Flushing
 from ._greenlets import reusing_greenlets
 from ._messages import settle_refused
 
@@ -261,9 +262,24 @@ def _after_begin(session: UnitSession, transaction: SessionTransaction, connecti
     session.work.began(connection)
 
 
+@event.listens_for(UnitSession, "before_flush")
+def _before_flush(session: UnitSession, *_: object) -> None:
+    if session.work.asynchronous:
+        session.work.flushing = Flushing(session)
+
+
+@event.listens_for(UnitSession, "after_flush")
+def _after_flush(session: UnitSession, *_: object) -> None:
+    session.work.flushing = None
+
+
 @event.listens_for(UnitSession, "after_soft_rollback")
 def _after_soft_rollback(session: UnitSession, ended: SessionTransaction) -> None:
-    """The root transaction is gone, also where no connection was there to tell of it."""
+    """A flush has failed, if one was under way.
+
+    The root transaction is gone, also where no connection was there to tell of it.
+    """
+    session.work.flushing = None
     root = session.get_transaction()
     if ended.parent is None or (root is not None and not root.is_active):
         session.work.rolled_back()

@@ -87,6 +87,8 @@ class UnitTransaction(Watch):
 
     def _commit(self, session: UnitSession) -> None:
         self.check_committable()
+        if (self.in_savepoint or session.in_nested_transaction()) and not self.read_only:
+            raise _messages.savepoint_open(self.name)  # its block is half done
         session.flush()
         self.check_committable()
         if not self.connections or (self.read_only and self.unit.database.own):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import Future as AsyncFuture
-from asyncio import current_task
+from asyncio import Task, current_task
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from contextvars import ContextVar
@@ -29,18 +29,33 @@ class Savepoint:
 
     __slots__ = ("around", "below", "opener", "over", "turns")
 
+    over: bool
+
     def __init__(self, turns: Turns) -> None:
-        self.turns = turns
+        self.turns: Turns | None = turns
         self.opener = turns.holder
         self.below = turns.top  # the unit's savepoint that this one is in
         self.around = _innermost.get()  # the context's, of this unit or of one around it
+        while self.around is not None and self.around.over:  # what is over must not be kept
+            self.around = self.around.around
         self.over = False
+
+    def end(self) -> None:
+        """It has ended; contexts that were inside may live on, and must not keep the unit."""
+        self.over = True
+        self.turns = self.below = self.opener = None
 
 
 class _Waiting:
     """A call that waits for its turn; the future tells whether it gets one."""
 
     __slots__ = ("future", "savepoint")
+
+    @property
+    def granted(self) -> bool:
+        """Whether it has got its turn."""
+        future = self.future
+        return future.done() and not future.cancelled() and not future.exception() and future.result()
 
     def __init__(self, savepoint: Savepoint | None) -> None:
         self.savepoint = savepoint
@@ -97,22 +112,25 @@ class Turns:
             if self._queue:
                 self._hand_over()
             else:
-                self._lock.release()
-            if self._idle is not None:
-                _tell(self._idle)
+                self._release()
 
     def open_savepoint(self) -> None:
         """The caller, who is inside, has opened a savepoint: it belongs to the caller's context."""
         if self.asynchronous:
             self.top = Savepoint(self)
             _innermost.set(self.top)
+            if isinstance(self.holder, Task):
+                self.holder.add_done_callback(self._opener_has_ended)
 
     def close_savepoint(self, savepoint: Savepoint) -> None:
         """It has ended, and with it those that are in it."""
         while not savepoint.over:
             assert self.top is not None  # what is not over is the top or below it
-            self.top.over = True
-            self.top = self.top.below
+            ended, self.top = self.top, self.top.below
+            opener = ended.opener
+            ended.end()
+            if isinstance(opener, Task) and (self.top is None or self.top.opener is not opener):
+                opener.remove_done_callback(self._opener_has_ended)
 
     def whoever_is_inside(self) -> Future[None] | None:
         """A future of the moment when nobody is inside any more, if somebody is; those who wait are refused.
@@ -123,11 +141,20 @@ class Turns:
             if not waiting.future.done():
                 waiting.future.set_result(False)
         self._queue.clear()
-        if self._entries and self._idle is None:
+        if self.top is not None:
+            self.close_savepoint(self._outermost())  # whoever settles must not wait for their end
+        if self._lock.locked() and self._idle is None:
             self._idle = Future()
-            if not self._entries:  # a thread has left between the two looks
+            if not self._lock.locked():  # a thread has left between the two looks
                 _tell(self._idle)
         return self._idle
+
+    def _outermost(self) -> Savepoint:
+        savepoint = self.top
+        assert savepoint is not None
+        while savepoint.below is not None:
+            savepoint = savepoint.below
+        return savepoint
 
     def _may_enter(self, savepoint: Savepoint | None) -> bool:
         """Whether the running context is inside the innermost open savepoint, or is about to end it."""
@@ -141,7 +168,9 @@ class Turns:
 
     def _wait(self, me: object, savepoint: Savepoint | None) -> None:
         """Wait in the order of asking; returns with the lock taken."""
-        if not getattr(me, "__sqlalchemy_greenlet_provider__", False):
+        opener = None if self.top is None or self._may_enter(savepoint) else self.top.opener
+        forgotten = isinstance(opener, Task) and opener.done()
+        if forgotten or not getattr(me, "__sqlalchemy_greenlet_provider__", False):
             raise self._concurrent_use()
         waiting = _Waiting(savepoint or _innermost.get())
         self._queue.append(waiting)
@@ -150,7 +179,7 @@ class Turns:
         except BaseException:
             if waiting in self._queue:
                 self._queue.remove(waiting)
-            elif waiting.future.done() and not waiting.future.cancelled() and waiting.future.result():
+            elif waiting.granted:
                 self._hand_over()
             raise
         if not granted:
@@ -163,7 +192,20 @@ class Turns:
                 self._queue.remove(waiting)
                 waiting.future.set_result(True)
                 return
+        self._release()
+
+    def _release(self) -> None:
         self._lock.release()
+        if self._idle is not None:  # to be looked at last: who sets it looks at the lock after that
+            _tell(self._idle)
+
+    def _opener_has_ended(self, opener: Task[Any]) -> None:
+        """A task has ended and left its savepoint open: those who wait for its end would wait for ever."""
+        if self.top is not None and self.top.opener is opener:
+            for waiting in [*self._queue]:
+                if self._place(waiting.savepoint) is not self.top and not waiting.future.done():
+                    self._queue.remove(waiting)
+                    waiting.future.set_exception(self._concurrent_use())
 
     def _concurrent_use(self) -> Exception:
         holder, top = self.holder, self.top  # of a thread, they may change at any moment
@@ -180,7 +222,7 @@ class Turns:
 def _name(task_or_thread: Any) -> str:
     if isinstance(task_or_thread, Thread):
         return f"thread {task_or_thread.name!r}"
-    return f"task {cast('asyncio.Task[Any]', task_or_thread).get_name()!r}"
+    return f"task {cast('Task[Any]', task_or_thread).get_name()!r}"
 
 
 def _tell(idle: Future[None]) -> None:

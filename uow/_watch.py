@@ -8,6 +8,7 @@ ROLLBACK, other engines would commit the rest of it, and both would make a 2xx a
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from concurrent.futures import Future
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from .engines import SECONDS_TO_BEGIN, TransactionState, driver_of
 from .errors import UnitOfWorkDoomed
 
 if TYPE_CHECKING:
+    from ._flushing import Flushing
     from ._sessions import UnitSession
     from ._transaction import UnitTransaction
     from ._unit import Outcome, UnitOfWork
@@ -59,7 +61,7 @@ class Watch(Turns):
     __slots__ = (
         "_acknowledged", "_committing", "_depth", "_failure_depth", "_internal", "_results", "_settler",
         "abandoned", "adapter", "commit_failed", "commit_sent", "connections", "ended", "failure",
-        "in_autocommit", "outcome", "phase", "read_only", "statements", "streams", "unit",
+        "flushing", "in_autocommit", "outcome", "phase", "read_only", "statements", "streams", "unit",
     )  # fmt: skip
 
     def __init__(self, unit: UnitOfWork, *, in_autocommit: bool, asynchronous: bool) -> None:
@@ -80,6 +82,7 @@ class Watch(Turns):
         self.abandoned = False
         self.statements = 0
         self.streams = False
+        self.flushing: Flushing | None = None
         self._failure_depth = 0
         self._depth = 0
         self._internal = False
@@ -183,7 +186,15 @@ class Watch(Turns):
             self.failure, self._failure_depth = error, depth
 
     def savepoint_set(self) -> None:
+        """A savepoint is about to be set; that of a connection would not keep other tasks out."""
+        if self.asynchronous and not self.is_inside():
+            raise _messages.settle_refused(self.name, "connection.begin_nested()")
         self._depth += 1
+
+    @property
+    def in_savepoint(self) -> bool:
+        """Whether a savepoint is open."""
+        return self._depth > 0
 
     def savepoint_undone(self) -> None:
         """Errors inside the savepoint are contained."""
@@ -231,6 +242,17 @@ class Watch(Turns):
 
     def _is_idle(self, connection: Connection) -> bool:
         return self.adapter.transaction_state(driver_of(connection)) is TransactionState.IDLE
+
+    def execute(self, execute: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run a statement of the session's own, which may be one of a flush."""
+        if self.flushing is None:
+            return execute(*args, **kwargs)
+        answer, changed = self.flushing.watching(execute, *args, **kwargs)
+        if changed is not None:
+            error = _messages.changed_meanwhile(self.name, f"a {type(changed).__name__}")
+            self.doom(error, for_good=True)
+            raise error
+        return answer
 
     def rolled_back(self) -> None:
         """The transaction was rolled back, by the unit itself or by somebody else."""

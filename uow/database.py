@@ -129,7 +129,7 @@ class Database:
         self._making = threading.Lock()
         self._engines: dict[_Key, AsyncEngine | Engine] = {}
         self._variants: dict[tuple[str, bool, str], AsyncEngine | Engine] = {}
-        self.opening = threading.Lock()  # taken for moments, to make a unit or its session once
+        self.opening = threading.RLock()  # taken for moments, to make a unit or its session once
         self._open: set[UnitOfWork] = set()
         self._drained: Future[None] | None = None
 

@@ -20,7 +20,7 @@ from starlette.responses import Response
 from tests.support.asgi import run_asgi
 from tests.support.backends import Backend, Mode, SqliteBackend
 from tests.uow.conftest import Connect
-from tests.uow.units import app_of, endpoint, insert, make_tables, names, request
+from tests.uow.units import app_of, elsewhere, endpoint, insert, make_tables, names, request
 from uow import Database, current_session, errors, unit_options
 from uow.engines.writer_pool import Turn
 
@@ -41,7 +41,7 @@ async def test_L18_a_connection_that_comes_after_its_unit_was_given_up_goes_back
 
     async with database.new_unit() as holding:
         await holding.session.execute(text("INSERT INTO items (name) VALUES ('held')"))
-        recorder = await asyncio.ensure_future(run_asgi(app_of(handle, database), "POST", "/work"))
+        recorder = await elsewhere(run_asgi(app_of(handle, database), "POST", "/work"))
         assert recorder.status == 500
         assert recorder.json()["type"] == "/problems/concurrent-use"
 

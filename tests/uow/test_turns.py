@@ -17,7 +17,7 @@ from tests.support.wait import wait_until_async
 from tests.uow.units import Item, names
 from uow import Database, UnitOfWork, current_session
 from uow._turns import Turns
-from uow.errors import ConcurrentUse, UnitOfWorkClosed
+from uow.errors import ConcurrentUse, SettleRefused, UnitOfWorkClosed, UnitOfWorkDoomed
 
 pytestmark = pytest.mark.backends("sqlite", "pg18")
 
@@ -317,3 +317,108 @@ async def test_L22_an_async_session_in_a_thread_is_refused_like_any_other(databa
             await anyio.to_thread.run_sync(unit.session.add, Item(name="from a thread"))
         gate.opened.set()
         await first
+
+
+async def test_L22_what_is_changed_while_another_task_writes_it_is_not_forgotten(
+    backend: Backend, database: Database
+) -> None:
+    """SQLAlchemy would take the change for written: a lost update with a 201."""
+    flushing = asyncio.Event()
+
+    async def writes(session: AsyncSession, item: Item) -> None:
+        item.stock = 1
+        flushing.set()
+        await session.flush()
+
+    async def changes(item: Item) -> None:
+        await flushing.wait()
+        item.name = "changed"
+
+    async def both() -> None:
+        async with database.new_unit() as unit:
+            item = Item(name="nut")
+            unit.session.add(item)
+            await unit.session.flush()
+            await asyncio.gather(writes(unit.session, item), changes(item))
+
+    with pytest.raises(ConcurrentUse, match="a Item was changed by one task while a flush"):
+        await both()
+
+    assert names(backend) == []
+
+
+async def test_L22_hooks_and_defaults_may_change_what_is_being_flushed(
+    backend: Backend, database: Database
+) -> None:
+    def rename(mapper: object, connection: object, item: Item) -> None:
+        item.name = f"{item.name} hook"
+
+    event.listen(Item, "before_insert", rename)
+    event.listen(Item, "before_update", rename)
+    try:
+        async with database.new_unit() as unit:
+            items = [Item(name=str(number)) for number in range(3)]
+            unit.session.add_all(items)
+            await unit.session.flush()
+            for item in items:
+                item.stock += 1
+    finally:
+        event.remove(Item, "before_insert", rename)
+        event.remove(Item, "before_update", rename)
+
+    assert names(backend) == [f"{number} hook hook" for number in range(3)]
+
+
+async def test_L22_a_savepoint_of_the_connection_is_refused(database: Database) -> None:
+    """It would not keep others out, and what they did would be undone with it."""
+    async with database.new_unit() as unit:
+        connection = await unit.session.connection()
+        with pytest.raises(SettleRefused, match=r"connection\.begin_nested"):
+            await connection.begin_nested()
+
+
+@pytest.mark.parametrize("waits", [True, False])
+async def test_L22_a_savepoint_that_its_task_has_forgotten_keeps_nobody_waiting(
+    backend: Backend, database: Database, waits: bool
+) -> None:
+    forgotten = asyncio.Event()
+
+    async def forget(session: AsyncSession) -> None:
+        savepoint = await session.begin_nested()
+        await forgotten.wait()
+        assert savepoint.is_active
+
+    async def beside() -> None:
+        async with database.new_unit() as unit:
+            task: asyncio.Task[None] = asyncio.create_task(forget(unit.session), name="the forgetful")
+            assert unit.session is not None
+            work: Any = unit._work
+            await wait_until_async(lambda: work.top is not None, "the savepoint")
+            late = asyncio.create_task(add("late"))
+            if waits:
+                await waiting(unit, 1)
+            forgotten.set()
+            await task
+            with pytest.raises(ConcurrentUse, match="task 'the forgetful' has a savepoint open"):
+                await (late if waits else add("later"))
+            if not waits:
+                with pytest.raises(ConcurrentUse):
+                    await late
+
+    with pytest.raises(UnitOfWorkDoomed, match="a savepoint was still open"):
+        await beside()
+    assert names(backend) == []
+
+
+async def test_L22_a_context_that_lives_on_does_not_keep_the_units_of_its_savepoints(
+    database: Database,
+) -> None:
+    savepoints = []
+    for number in range(3):
+        async with database.new_unit() as unit:
+            assert unit._work is None
+            async with unit.session.begin_nested():
+                work: Any = unit._work
+                savepoints.append(work.top)
+                await add(f"item-{number}")
+    assert [(each.turns, each.opener, each.around) for each in savepoints] == [(None, None, None)] * 3

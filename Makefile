@@ -15,8 +15,13 @@ BIN := $(VENV)/bin
 SOURCES := $(wildcard uow api tests benchmarks examples)
 INSTALL := $(BIN)/uv pip install -q --python $(BIN)/python --require-hashes
 COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes \
-	--no-emit-index-url --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) \
-	pyproject.toml --extra service
+	--no-emit-index-url --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
+PROJECT := $(COMPILE) pyproject.toml --extra service
+
+# The peers that the hazards are measured on: one of them excludes the others' FastAPI.
+HAZARDS := benchmarks/hazards
+PEERS := $(VENV)-peers
+PEERS_SQLA := $(VENV)-peers-fastapi-sqla
 
 # Coverage is a statement about the whole suite: a part of it (ARGS) is not measured.
 COVERAGE := $(if $(ARGS),,--cov --cov-report=term-missing:skip-covered)
@@ -25,13 +30,15 @@ PARALLEL := $(if $(ARGS),,-n auto --dist loadfile)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check bench format lock clean
+.PHONY: help run test check bench hazards matrix format lock clean
 
 help:
 	@echo 'make run     serve the inventory on 127.0.0.1:8000 (PORT=9000 CONFIG=other.toml)'
 	@echo 'make test    every test, with the coverage of uow (a part of them: ARGS="-k commit")'
 	@echo 'make check   ruff, mypy, pyright and the architecture tests (pyright runs on node)'
 	@echo 'make bench   the benchmarks (ARGS="--help" lists their options)'
+	@echo 'make hazards what goes wrong with whom: uow and its peers (ARGS="--peer uow")'
+	@echo 'make matrix  write which tests hold which promise into docs/lifecycle.md'
 	@echo 'make format  put the code in its standard form'
 	@echo 'make lock    write the requirements*.lock files anew (UPGRADE=1: with newer versions)'
 	@echo 'make clean   remove the environment and what the tools left behind'
@@ -54,17 +61,27 @@ check: $(VENV)/.dev
 bench: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks $(ARGS)
 
+hazards: $(VENV)/.dev $(PEERS)/.installed $(PEERS_SQLA)/.installed
+	@$(BIN)/python -m benchmarks.hazards --python peers=$(PEERS)/bin/python \
+		--python fastapi-sqla=$(PEERS_SQLA)/bin/python $(ARGS)
+
+matrix: $(VENV)/.dev
+	@$(BIN)/python -m tests.lifecycle.matrix
+
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix-only $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-# The second file takes its versions from the first, so that what is tested is what runs.
+# The second file takes its versions from the first, so that what is tested is what runs, and so
+# does the third: the peers run with what `uow` runs with. The fourth cannot.
 lock: $(VENV)/.uv
-	$(COMPILE) --group installer -o requirements.lock
-	$(COMPILE) --group dev --constraint requirements.lock -o requirements-dev.lock
+	$(PROJECT) --group installer -o requirements.lock
+	$(PROJECT) --group dev --constraint requirements.lock -o requirements-dev.lock
+	$(COMPILE) $(HAZARDS)/requirements.in --constraint requirements.lock -o $(HAZARDS)/requirements.lock
+	$(COMPILE) $(HAZARDS)/requirements-fastapi-sqla.in -o $(HAZARDS)/requirements-fastapi-sqla.lock
 
 clean:
-	test ! -f $(VENV)/pyvenv.cfg || rm -rf $(VENV)
+	for made in $(VENV) $(PEERS) $(PEERS_SQLA); do test ! -f $$made/pyvenv.cfg || rm -rf $$made; done
 	rm -rf build dist htmlcov .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find $(SOURCES) -type d -name __pycache__ -prune -exec rm -rf {} +
 
@@ -77,6 +94,13 @@ $(VENV)/.run: $(VENV)/.uv requirements.lock
 $(VENV)/.dev: $(VENV)/.uv requirements.lock requirements-dev.lock
 	$(INSTALL) -r requirements-dev.lock
 	@touch $(VENV)/.run $@
+
+$(PEERS)/.installed: $(HAZARDS)/requirements.lock
+$(PEERS_SQLA)/.installed: $(HAZARDS)/requirements-fastapi-sqla.lock
+$(PEERS)/.installed $(PEERS_SQLA)/.installed: | $(VENV)/.uv
+	$(BIN)/uv venv -q --clear --python $(BIN)/python $(@D)
+	$(BIN)/uv pip install -q --python $(@D)/bin/python --require-hashes -r $<
+	@touch $@
 
 # uv comes from the lock as well: its block there is all that pip ever sees.
 $(VENV)/.uv:

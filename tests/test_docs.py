@@ -13,6 +13,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+import tests.uow.testing.clients  # noqa: F401 - before the pages import TestClient, which warns at first
 import uow
 from api.settings import Settings
 from uow import Database, errors

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -95,11 +96,14 @@ class Answer:
         except Exception as error:
             self._refuse(error)
             raise _Unwind from error
-        failure = unit.failure
-        if message["status"] == 500 and isinstance(failure, Exception) and self._problem(failure) is not None:
+        if message["status"] == 500 and self._may_be_a_crash(unit.failure, sys.exception()):
             self._withheld = [message]
         else:
             await self._begin_answer(message)
+
+    def _may_be_a_crash(self, *errors: BaseException | None) -> bool:
+        """Whether a 500 may be no more than what an inner app says before it raises one of these."""
+        return any(isinstance(error, Exception) and self._problem(error) is not None for error in errors)
 
     def _status(self, head: Message) -> int:
         """The status that the client will read.

@@ -11,7 +11,7 @@ from ._watch import work_of
 
 
 def in_turn(plain: Any) -> Any:
-    """A method that is a call of the unit's session, if the connection is one's."""
+    """A method that runs a statement: a call of the unit's session, if the connection is one's."""
 
     @functools.wraps(plain)
     def call(self: Connection, *args: Any, **kwargs: Any) -> Any:
@@ -22,7 +22,10 @@ def in_turn(plain: Any) -> Any:
             return work.execute(plain, self, *args, **kwargs)
         work.enter_open()
         try:
-            return plain(self, *args, **kwargs)
+            result = plain(self, *args, **kwargs)
+            work.streams |= bool(getattr(result.context, "_is_server_side", False))
+            work.keep(result)
+            return result
         finally:
             work.give()
 

@@ -132,9 +132,14 @@ class UnitSavepoint(SessionTransaction):
             self.work.give()
 
     def close(self, invalidate: bool = False) -> None:
-        super().close(invalidate)
-        if self.place is not None:
-            self.work.close_savepoint(self.place)
+        """Ends it, also where a failed flush has; SQLAlchemy's `with` then calls neither of the others."""
+        self.work.take(self.place)
+        try:
+            super().close(invalidate)
+            if self.place is not None:
+                self.work.close_savepoint(self.place)
+        finally:
+            self.work.give()
 
 
 class UnitSession(Session):

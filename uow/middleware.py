@@ -84,6 +84,6 @@ class UnitOfWorkMiddleware:
 
     def _check_wiring(self, scope: Scope) -> None:
         """Log what is wrong with the wiring: at the start, or with the first unit where there is none."""
-        if not self._checked_wiring and "app" in scope:
+        if not self._checked_wiring:
             self._checked_wiring = True
-            log_findings(scope["app"])
+            log_findings(scope.get("app"), self)

@@ -83,12 +83,17 @@ def check_wiring(app: object, *, nested_at_once: int = 1) -> list[Finding]:
     return [*findings]
 
 
-def log_findings(app: object) -> None:
-    """Log each finding of `check_wiring` as a warning of the logger "uow", once for each app."""
+def log_findings(app: object, ours: object = None) -> None:
+    """Log each finding of `check_wiring` as a warning of the logger "uow", once for each app.
+
+    `ours` is the middleware that asks. If it stands around the app, or there is none, the look begins at it.
+    """
     try:
-        if app not in _looked_at:
-            _looked_at.add(app)
-            for finding in check_wiring(app):
+        around = app is None or any(layer.node is app for layer, _ in _walk(ours, "", ()))
+        start = ours if around else app
+        if start not in _looked_at:
+            _looked_at.add(start)
+            for finding in check_wiring(start):
                 logger.warning("wiring: %s", finding)
     except Exception:  # whatever an app is made of, it is served
         logger.debug("the wiring of %r could not be looked at", app, exc_info=True)

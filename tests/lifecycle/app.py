@@ -1,44 +1,31 @@
-"""The app under test, as a server process makes it from its environment: TESTS_PLAIN_URL, and
-TESTS_POOL_SIZE for the size of each pool.
+"""The app under test, as a server process makes it from its environment: TESTS_PLAIN_URL, TESTS_POOL_SIZE
+and TESTS_POOL_TIMEOUT for each pool, and TESTS_APPS, the names of the `stacks` to make.
 
-Every case is there twice, below `/async` and below `/sync`. Below `/handled` stands the same app
-with a handler of its own for IntegrityError.
+Every case is there twice, below `/async` and below `/sync`. The first stack stands at the root, any other
+one below its own name.
 """
 
-import contextlib
+import asyncio
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qsl
 
-from fastapi import FastAPI
+import anyio
 from sqlalchemy import Engine, event
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.pool import Pool
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tests.lifecycle import async_endings, async_units, sync_endings, sync_units
-from tests.lifecycle.model import (
-    MappedError,
-    TellingObserver,
-    attempt_told,
-    count,
-    counts,
-    releases,
-    request_name,
-    told,
-)
+from tests.lifecycle.model import TellingObserver, count, counts, releases, request_name, told
+from tests.lifecycle.stacks import make
 from tests.support.gate import install_commit_gate
-from uow import Database, UnitOfWorkMiddleware, current_session, errors
-
-HANDLED = "/handled"
+from uow import Database
 
 
 def create_app() -> ASGIApp:
-    """The app, with its pools watched from the first connection on."""
+    """The stacks, with their pools watched from the first connection on."""
     install_commit_gate()
     for name, by in (("connect", 1), ("checkout", 1), ("checkin", -1)):
         event.listen(Pool, name, _counter(name, by))
@@ -47,42 +34,10 @@ def create_app() -> ASGIApp:
         os.environ["TESTS_PLAIN_URL"],
         pool_size=int(os.environ["TESTS_POOL_SIZE"]),
         max_overflow=0,
-        pool_timeout=25,
+        pool_timeout=float(os.environ["TESTS_POOL_TIMEOUT"]),
         observer=TellingObserver(),
     )
-    plain, handled = _build(database), _build(database)
-    handled.add_exception_handler(IntegrityError, _own_answer)
-    return _Outermost(plain, handled)
-
-
-def _build(database: Database) -> FastAPI:
-    @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        try:
-            current_session()
-        except errors.UnitOfWorkError as error:
-            attempt_told("lifespan", "current_session", error)
-        yield
-        await database.dispose()
-
-    app = FastAPI(lifespan=lifespan)
-    app.add_middleware(UnitOfWorkMiddleware, database=database, commit_on={402})
-    app.add_exception_handler(MappedError, _mapped_answer)
-    for module in (async_endings, async_units):
-        app.include_router(module.router, prefix="/async")
-    for module in (sync_endings, sync_units):
-        app.include_router(module.router, prefix="/sync")
-    return app
-
-
-async def _mapped_answer(_: Request, error: Exception) -> Response:
-    assert isinstance(error, MappedError)
-    return Response(status_code=error.status)
-
-
-async def _own_answer(request: Request, error: Exception) -> Response:
-    status = int(request.query_params.get("handled", "418"))
-    return JSONResponse({"own": type(error).__name__}, status)
+    return _Outermost({name: make(name, database) for name in os.environ["TESTS_APPS"].split(",")})
 
 
 def _counter(name: str, by: int) -> Any:
@@ -96,24 +51,29 @@ def _counter(name: str, by: int) -> Any:
 
 class _Outermost:
     """Around everything: knows which requests are not yet through, background tasks included, and
-    tells the tests.
+    tells the tests. It cancels a request if a test says so.
     """
 
-    def __init__(self, plain: ASGIApp, handled: ASGIApp) -> None:
-        self._plain = plain
-        self._handled = handled
+    def __init__(self, stacks: dict[str, ASGIApp]) -> None:
+        self._stacks = stacks
+        self._first = next(iter(stacks.values()))
+        self._cancels: dict[str, dict[str, Callable[[], object]]] = {}
         self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._plain(scope, receive, send)
+        if scope["type"] == "lifespan":
+            await self._first(scope, receive, send)
             return
-        name = parse_qs(scope["query_string"].decode()).get("name", [""])[0]
+        query = dict(parse_qsl(scope["query_string"].decode()))
+        name = query.get("name", "")
         if scope["path"] == "/seen":
             seen = {**counts, "in_flight": self._in_flight, "told": told(name)}
             await Response(json.dumps(seen))(scope, receive, send)
         elif scope["path"] == "/release":
             releases.pop(name)()
+            await Response(status_code=204)(scope, receive, send)
+        elif scope["path"] == "/cancel":
+            self._cancels[name][query["way"]]()
             await Response(status_code=204)(scope, receive, send)
         else:
             await self._count(name, scope, receive, send)
@@ -122,11 +82,20 @@ class _Outermost:
         token = request_name.set(name)
         self._in_flight += 1
         try:
-            if scope["path"].startswith(HANDLED):
-                path = scope["path"].removeprefix(HANDLED)
-                await self._handled({**scope, "path": path, "raw_path": path.encode()}, receive, send)
-            else:
-                await self._plain(scope, receive, send)
+            with anyio.CancelScope() as within:
+                task = asyncio.current_task()
+                assert task is not None
+                self._cancels[name] = {"task": task.cancel, "scope": within.cancel}
+                await self._serve(scope, receive, send)
         finally:
+            self._cancels.pop(name, None)  # requests without a name share one place
             self._in_flight -= 1
             request_name.reset(token)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        _, first, rest = scope["path"].split("/", 2)
+        if first in self._stacks:
+            path = f"/{rest}"
+            await self._stacks[first]({**scope, "path": path, "raw_path": path.encode()}, receive, send)
+        else:
+            await self._first(scope, receive, send)

@@ -1,5 +1,6 @@
 """The cases of how a request ends, in `async def` endpoints; `sync_endings` has the same, word for word."""
 
+import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -9,6 +10,7 @@ from pydantic import BaseModel
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
+from starlette.requests import Request
 from starlette.responses import Response
 
 from tests.lifecycle.model import (
@@ -21,6 +23,7 @@ from tests.lifecycle.model import (
     Part,
     PurposelyFailed,
     answer,
+    releases,
     tell,
     tell_on_commit,
 )
@@ -42,9 +45,9 @@ async def add_item(name: str) -> AsyncSession:
 
 
 @router.post("/write")
-async def write(name: str, status: int = 201) -> Response:
+async def write(name: str, status: int = 201, body: bool = False) -> Response:
     await add_item(name)
-    return answer(name, status)
+    return answer(name, status, b"written" if body else b"")
 
 
 @router.post("/failed-login")
@@ -271,3 +274,27 @@ async def closes(name: str, how: str) -> Response:
         await session.close()
     session.add(Item(name=f"{name}-later"))
     return answer(name, 201)
+
+
+# Requests that somebody gives up
+
+
+@router.post("/stands")
+async def stands(name: str) -> Response:
+    """Write, and stand still until the test says otherwise."""
+    await add_item(name)
+    gate = asyncio.Event()
+    releases[name] = gate.set
+    tell(name, "standing")
+    await gate.wait()
+    return answer(name, 201)
+
+
+@router.post("/until-gone")
+async def until_gone(request: Request, name: str, status: int) -> Response:
+    """Write, notice that the client has gone, and answer all the same."""
+    await add_item(name)
+    tell(name, "standing")
+    while not await request.is_disconnected():  # noqa: ASYNC110 - Starlette has no event for it
+        await asyncio.sleep(0.01)
+    return answer(name, status)

@@ -20,6 +20,12 @@ INSERT INTO parts (name, item_id) VALUES ('seed-part', 1);
 """
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the markers of this folder: see `matrix.py`."""
+    config.addinivalue_line("markers", "promise(*names): what the test holds, if its name does not say so")
+    config.addinivalue_line("markers", "differs: the test says what happens where the promise cannot hold")
+
+
 @pytest.fixture(scope="module")
 def backend(
     request: pytest.FixtureRequest,
@@ -53,12 +59,32 @@ def pool_size() -> int:
 
 
 @pytest.fixture(scope="module")
+def pool_timeout() -> float:
+    """How many seconds a request waits for a connection; a module whose requests give up says so."""
+    return 25
+
+
+@pytest.fixture(scope="module")
+def apps() -> list[str]:
+    """The stacks that the server has; the first one stands at the root."""
+    return ["plain", "plain-handled"]
+
+
+@pytest.fixture(scope="module")
 def server(
-    backend: Backend, pool_size: int, tmp_path_factory: pytest.TempPathFactory
+    backend: Backend,
+    pool_size: int,
+    pool_timeout: float,
+    apps: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[UvicornServer]:
     """The server of a module on one leg; it has the cases of both modes."""
     started = Serve(tmp_path_factory.mktemp("server"))
-    environment = {"TESTS_POOL_SIZE": str(pool_size)}
+    environment = {
+        "TESTS_POOL_SIZE": str(pool_size),
+        "TESTS_POOL_TIMEOUT": str(pool_timeout),
+        "TESTS_APPS": ",".join(apps),
+    }
     yield started("tests.lifecycle.app:create_app", backend=backend, env=environment)
     started.close()
 
@@ -80,7 +106,7 @@ def service(server: UvicornServer, backend: Backend, mode: Mode, client: httpx.C
 @pytest.fixture
 def handled(service: Service) -> Service:
     """The same app with a handler of its own for IntegrityError."""
-    return dataclasses.replace(service, handled=True)
+    return dataclasses.replace(service, stack="plain-handled")
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
-from sqlalchemy import ForeignKey, insert, select, text
+from sqlalchemy import ForeignKey, Select, insert, select, text
+from sqlalchemy.ext.asyncio import AsyncAttrs
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from starlette.background import BackgroundTask
 from starlette.responses import Response
@@ -28,7 +29,7 @@ UNLOCK = {
 }
 
 
-class Base(DeclarativeBase):
+class Base(AsyncAttrs, DeclarativeBase):
     """The tables."""
 
 
@@ -55,6 +56,8 @@ class Part(Base):
 ADD_ITEM = insert(Item)
 ALL_NAMES = select(Item.name).order_by(Item.id)
 NO_SUCH_ITEM = 2_000_000_000
+ROWS = range(1, 6)
+"""What stands behind the name in the items that a stream reads."""
 
 request_name: ContextVar[str] = ContextVar("request_name", default="")
 _told: defaultdict[str, list[str]] = defaultdict(list)
@@ -74,6 +77,11 @@ class MappedError(Exception):
 
 class PurposelyFailed(Exception):
     """What a test lets a callback, a task or a handler fail with."""
+
+
+def rows_of(name: str) -> Select[str]:
+    """The names of the items that a stream reads."""
+    return select(Item.name).where(Item.name.like(f"{name}-%")).order_by(Item.name)
 
 
 def tell(name: str, what: str) -> None:
@@ -99,9 +107,9 @@ def attempt_told(name: str, kind: str, error: Exception | None) -> None:
     tell(name, f"{kind}: nothing raised" if error is None else f"{kind}: {type(error).__name__}: {error}")
 
 
-def answer(name: str, status: int) -> Response:
+def answer(name: str, status: int, body: bytes = b"") -> Response:
     """An answer with a background task that tells that it ran."""
-    return Response(status_code=status, background=BackgroundTask(tell, name, "background"))
+    return Response(body, status_code=status, background=BackgroundTask(tell, name, "background"))
 
 
 def tell_on_commit(name: str) -> None:

@@ -20,8 +20,8 @@ class Service:
     backend: Backend
     mode: Mode
     client: httpx.Client
-    handled: bool = False
-    """Whether to speak to the app that has a handler of its own for IntegrityError."""
+    stack: str = ""
+    """Which of the server's stacks to speak to; "" is the one at its root."""
 
     def request(self, method: str, case: str, **params: Any) -> httpx.Response:
         """The answer to a request."""
@@ -42,7 +42,7 @@ class Service:
 
     def path(self, case: str) -> str:
         """Where a case is."""
-        return f"{'/handled' if self.handled else ''}/{self.mode}/{case}"
+        return f"{self.stack and '/'}{self.stack}/{self.mode}/{case}"
 
     def seen(self, name: str = "") -> dict[str, Any]:
         """The app's own counts, and what it told under a name; no unit and no session is in play."""
@@ -67,6 +67,23 @@ class Service:
     def release(self, name: str) -> None:
         """Let the task go on that has outlived the request of this name."""
         self.client.post("/release", params={"name": name}).raise_for_status()
+
+    def cancel(self, name: str, way: str) -> None:
+        """Cancel the request of this name from outside of all: its "task", or a "scope" of anyio."""
+        self.client.post("/cancel", params={"name": name, "way": way}).raise_for_status()
+
+    def wait_until_told(self, name: str, what: str) -> None:
+        """Return when the app has told something that begins so."""
+
+        def has_told() -> bool:
+            return any(each.startswith(what) for each in self.seen(name)["told"])
+
+        wait_until(has_told, f"{name}: {what!r} is told")
+
+    def add_items(self, *names: str) -> None:
+        """Write items through the second connection."""
+        for each in names:
+            self.backend.execute("INSERT INTO items (name) VALUES (?)", (each,))
 
     def is_at_rest(self) -> None:
         """Assert that nothing is left behind: no connection is checked out, no transaction is open."""

@@ -1,14 +1,18 @@
 """The cases of how a request ends, in `def` endpoints; `async_endings` has the same ones, word for word."""
 
 import contextlib
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
+import anyio.from_thread
 from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
+from starlette.requests import Request
 from starlette.responses import Response
 
 from tests.lifecycle.model import (
@@ -21,6 +25,7 @@ from tests.lifecycle.model import (
     Part,
     PurposelyFailed,
     answer,
+    releases,
     tell,
     tell_on_commit,
 )
@@ -42,9 +47,9 @@ def add_item(name: str) -> Session:
 
 
 @router.post("/write")
-def write(name: str, status: int = 201) -> Response:
+def write(name: str, status: int = 201, body: bool = False) -> Response:
     add_item(name)
-    return answer(name, status)
+    return answer(name, status, b"written" if body else b"")
 
 
 @router.post("/failed-login")
@@ -262,3 +267,27 @@ def closes(name: str, how: str) -> Response:
         session.close()
     session.add(Item(name=f"{name}-later"))
     return answer(name, 201)
+
+
+# Requests that somebody gives up
+
+
+@router.post("/stands")
+def stands(name: str) -> Response:
+    """Write, and stand still until the test says otherwise."""
+    add_item(name)
+    gate = threading.Event()
+    releases[name] = gate.set
+    tell(name, "standing")
+    gate.wait()
+    return answer(name, 201)
+
+
+@router.post("/until-gone")
+def until_gone(request: Request, name: str, status: int) -> Response:
+    """Write, notice that the client has gone, and answer all the same."""
+    add_item(name)
+    tell(name, "standing")
+    while not anyio.from_thread.run(request.is_disconnected):
+        time.sleep(0.01)
+    return answer(name, status)

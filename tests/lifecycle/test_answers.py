@@ -127,7 +127,7 @@ def test_L5_a_handler_cannot_call_a_success_what_was_not_kept(handled: Service, 
     assert handled.told(name) == ["settled rolled_back"]
 
 
-@pytest.mark.parametrize("prefix", ["", "/handled"])
+@pytest.mark.parametrize("prefix", ["", "/plain-handled"])
 @pytest.mark.parametrize("case", [case for case, _ in REFUSALS])
 def test_L5_a_refused_commit_has_one_answer(
     service: Service, server: UvicornServer, name: str, case: str, prefix: str
@@ -146,6 +146,7 @@ def test_L10_a_dry_run_keeps_nothing_and_its_answer_stands(service: Service, nam
     assert service.told(name) == ["settled rolled_back", "background"]
 
 
+@pytest.mark.promise("clean connections")
 @pytest.mark.parametrize(
     ("case", "params"),
     [

@@ -117,6 +117,7 @@ async def test_L1_a_streamed_answer_begins_after_commit_too(
     ]  # fmt: skip
 
 
+@pytest.mark.promise("L2", "L3", "L4", "L10")
 @pytest.mark.parametrize(
     ("finish", "answer"),
     [
@@ -199,6 +200,7 @@ async def test_L20_a_request_without_a_session_begins_nothing(
     assert timeline == ["start 200", "body last"] * 2
 
 
+@pytest.mark.promise("the timeline")
 async def test_a_transaction_begins_with_the_first_sql_and_not_with_the_session(
     backend: Backend, mode: Mode, timeline: Timeline
 ) -> None:

@@ -1,10 +1,7 @@
 """Which unit code is in, and which of the two kinds of session it has."""
 
 import pytest
-from fastapi import APIRouter
-from starlette.routing import Route
 
-from tests.lifecycle import async_endings, async_units, sync_endings, sync_units
 from tests.lifecycle.service import Service, problem
 
 
@@ -12,16 +9,6 @@ from tests.lifecycle.service import Service, problem
 def pool_size() -> int:
     """A unit inside a unit needs a connection of its own."""
     return 2
-
-
-def test_both_modes_have_the_same_cases() -> None:
-    def cases(*routers: APIRouter) -> list[tuple[str, list[str]]]:
-        routes = [route for router in routers for route in router.routes if isinstance(route, Route)]
-        return [(route.path, sorted(route.methods or ())) for route in routes]
-
-    of_async = cases(async_endings.router, async_units.router)
-    assert of_async == cases(sync_endings.router, sync_units.router)
-    assert len(of_async) > 20
 
 
 def test_L23_an_endpoint_and_its_dependencies_share_one_unit(service: Service, name: str) -> None:
@@ -51,12 +38,14 @@ def test_L24_one_unit_has_no_session_of_the_other_kind(service: Service, name: s
     assert service.told(name) == ["settled rolled_back"]
 
 
+@pytest.mark.promise("units inside units")
 def test_new_unit_keeps_an_audit_row_of_a_401(service: Service, name: str) -> None:
     assert service.post("audit", name=name).status_code == 401
     assert service.kept(name) == [f"{name}-audit"]
     assert service.told(name) == ["new_unit committed", "audited", "settled rolled_back"]
 
 
+@pytest.mark.promise("units inside units")
 @pytest.mark.backends("pg18", "pgsystem")
 @pytest.mark.parametrize(("status", "kept"), [(401, ["-audit"]), (201, ["", "-audit"])])
 def test_new_unit_inside_a_writing_unit_is_independent_of_it(
@@ -66,6 +55,7 @@ def test_new_unit_inside_a_writing_unit_is_independent_of_it(
     assert service.kept(name) == [f"{name}{suffix}" for suffix in kept]
 
 
+@pytest.mark.promise("units inside units")
 @pytest.mark.backends("sqlite")
 def test_new_unit_inside_a_writing_unit_is_refused_on_sqlite(service: Service, name: str) -> None:
     answer = service.post("audit-inside", name=name, status=201)
@@ -76,6 +66,7 @@ def test_new_unit_inside_a_writing_unit_is_refused_on_sqlite(service: Service, n
     assert service.told(name) == ["new_unit rolled_back", "settled rolled_back"]
 
 
+@pytest.mark.promise("units inside units")
 def test_new_unit_may_read_inside_a_writing_unit_and_does_not_see_its_work(
     service: Service, name: str
 ) -> None:
@@ -84,6 +75,7 @@ def test_new_unit_may_read_inside_a_writing_unit_and_does_not_see_its_work(
     assert service.kept(name) == [name]
 
 
+@pytest.mark.promise("units inside units")
 def test_new_unit_that_fails_is_undone_alone(service: Service, name: str) -> None:
     assert service.post("undone-inside", name=name).status_code == 201
     assert service.kept(name) == [name]

@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 from sqlalchemy.orm import Session
-from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
-from starlette.routing import Route
 
 from tests.support.asgi import AsgiCall, Message, lifespan, run_asgi, watch
 from tests.support.backends import Backend, Mode, SqliteBackend
@@ -368,23 +366,3 @@ async def test_a_request_without_a_unit_is_handed_through(sqlite: SqliteBackend,
     assert (failed.status, type(failed.error)) == (500, LookupError)
     assert missing.status == 404
     assert not sqlite.path.exists()
-
-
-@pytest.mark.parametrize(("announced", "status", "kept"), [(11, 413, []), (10, 200, ["kept"])])
-async def test_L2_a_body_over_the_limit_of_the_app_keeps_nothing_though_nobody_has_read_it(
-    backend: Backend, database: Database, announced: int, status: int, kept: list[str]
-) -> None:
-    """Starlette answers 413 outside of all middleware, whatever the endpoint has answered."""
-
-    async def create(request: Request) -> Response:
-        await current_session().run_sync(insert("kept"))
-        return PlainTextResponse("created")
-
-    app = Starlette(routes=[Route("/work", create, methods=["POST"])], max_body_size=10)
-    app.add_middleware(UnitOfWorkMiddleware, database=database)
-
-    headers = {"content-length": str(announced)}
-    recorder = await run_asgi(app, "POST", "/work", headers=headers, body=[b"x" * announced])
-
-    assert recorder.status == status
-    assert names(backend) == kept

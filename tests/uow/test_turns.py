@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import suppress
 from typing import Any
 
 import anyio.to_thread
@@ -13,17 +14,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.util import await_only
 
 from tests.support.backends import Backend
-from tests.support.wait import wait_until_async
-from tests.uow.units import Item, names
-from uow import Database, UnitOfWork, current_session
+from tests.uow.units import Item, add, names, waiting
+from uow import Database, current_session
 from uow._turns import Turns
-from uow.errors import ConcurrentUse, SettleRefused, UnitOfWorkClosed, UnitOfWorkDoomed
+from uow.errors import ConcurrentUse, UnitOfWorkClosed
 
 pytestmark = pytest.mark.backends("sqlite", "pg18")
-
-
-async def add(name: str) -> None:
-    await current_session().execute(text("INSERT INTO items (name) VALUES (:name)"), {"name": name})
 
 
 class Gate:
@@ -45,13 +41,6 @@ class Gate:
             session.flush()
 
         await self._session.run_sync(work)
-
-
-async def waiting(unit: UnitOfWork, calls: int) -> None:
-    """Return when so many calls wait for their turn."""
-    assert unit._work is not None
-    work = unit._work
-    await wait_until_async(lambda: len(work._queue) >= calls, "the calls to wait")
 
 
 async def test_L22_calls_come_in_one_at_a_time_in_the_order_of_asking(
@@ -89,90 +78,6 @@ async def test_L22_a_call_that_cannot_wait_is_refused_and_both_tasks_are_named(
             await asyncio.create_task(at_once(), name="the second")
         gate.opened.set()
         await first
-
-
-async def test_L22_a_savepoint_keeps_out_all_but_the_tasks_that_were_started_in_it(
-    backend: Backend, database: Database
-) -> None:
-    async with database.new_unit() as unit:
-        session = unit.session
-        begun, outside = asyncio.Event(), asyncio.Event()
-
-        async def undone() -> None:
-            async with session.begin_nested() as savepoint:
-                await asyncio.gather(add("inside-1"), add("inside-2"))
-                begun.set()
-                await outside.wait()
-                await add("inside-3")
-                await savepoint.rollback()
-            await add("after")
-
-        block = asyncio.create_task(undone(), name="the block")
-        await begun.wait()
-        other = asyncio.create_task(add("outside"))
-        await waiting(unit, 1)
-        with pytest.raises(ConcurrentUse, match="task 'the block' has a savepoint open"):
-            session.add(Item(name="refused"))
-        outside.set()
-        await asyncio.gather(block, other)
-
-    assert sorted(names(backend)) == ["after", "outside"]
-
-
-async def test_L22_a_task_that_outlives_the_savepoint_it_was_started_in_goes_on(
-    backend: Backend, database: Database
-) -> None:
-    over = asyncio.Event()
-
-    async def later() -> None:
-        await over.wait()
-        await add("later")
-
-    async with database.new_unit() as unit:
-        async with unit.session.begin_nested():
-            async with unit.session.begin_nested():
-                task = asyncio.create_task(later())
-                await add("inner")
-            await add("outer")
-        async with unit.session.begin_nested():
-            over.set()
-            await waiting(unit, 1)
-            await add("other")
-        await task
-
-    assert names(backend) == ["inner", "outer", "other", "later"]
-
-
-async def test_L22_a_savepoint_may_be_ended_by_a_context_that_has_not_opened_it(
-    backend: Backend, database: Database
-) -> None:
-    async with database.new_unit() as unit:
-        savepoint = await asyncio.create_task(begin(unit.session))
-        await savepoint.rollback()
-        await add("kept")
-
-    assert names(backend) == ["kept"]
-
-
-async def begin(session: AsyncSession) -> Any:
-    savepoint = await session.begin_nested()
-    await add("undone")
-    return savepoint
-
-
-async def test_L22_a_unit_inside_a_savepoint_of_another_has_turns_of_its_own(
-    backend: Backend, database: Database
-) -> None:
-    async with (
-        database.new_unit(read_only=True) as outer,
-        outer.session.begin_nested(),
-        database.new_unit() as inner,
-        inner.session.begin_nested(),
-    ):
-        assert await outer.session.scalar(text("SELECT count(*) FROM items")) == 0
-        await asyncio.gather(add("one"), add("two"))
-
-    assert sorted(names(backend)) == ["one", "two"]
 
 
 async def test_L22_a_cancelled_waiter_leaves_the_queue(backend: Backend, database: Database) -> None:
@@ -369,56 +274,40 @@ async def test_L22_hooks_and_defaults_may_change_what_is_being_flushed(
     assert names(backend) == [f"{number} hook hook" for number in range(3)]
 
 
-async def test_L22_a_savepoint_of_the_connection_is_refused(database: Database) -> None:
-    """It would not keep others out, and what they did would be undone with it."""
+async def test_L18_a_result_of_the_connection_ends_with_the_unit_too(
+    backend: Backend, database: Database
+) -> None:
+    backend.execute("INSERT INTO items (name) VALUES ('a'), ('b'), ('c')")
     async with database.new_unit() as unit:
         connection = await unit.session.connection()
-        with pytest.raises(SettleRefused, match=r"connection\.begin_nested"):
-            await connection.begin_nested()
+        buffered = await connection.execute(text("SELECT name FROM items"))
+        stream = await connection.stream(text("SELECT name FROM items"))
+        assert await stream.fetchone() is not None
+    with pytest.raises(UnitOfWorkClosed):
+        buffered.fetchone()
+    with pytest.raises(UnitOfWorkClosed):
+        await stream.fetchone()
 
 
-@pytest.mark.parametrize("waits", [True, False])
-async def test_L22_a_savepoint_that_its_task_has_forgotten_keeps_nobody_waiting(
-    backend: Backend, database: Database, waits: bool
+async def test_L15_a_call_that_has_just_got_its_turn_is_waited_for(
+    backend: Backend, database: Database
 ) -> None:
-    forgotten = asyncio.Event()
+    """It has the turn and does not run yet: whoever settles must neither wait in its queue nor go first."""
+    async with database.new_unit() as unit:
+        gate = Gate(unit.session)
+        first = asyncio.create_task(gate.pass_through())
+        await gate.inside.wait()
+        second = asyncio.create_task(add("second"))
+        await waiting(unit, 1)
+        work: Any = unit._work
+        granted = work._queue[0].future
+        settled: list[asyncio.Task[None]] = []
+        granted.add_done_callback(lambda _: settled.append(asyncio.create_task(unit.settle(commit=True))))
+        gate.opened.set()
+        with suppress(UnitOfWorkClosed):
+            await second
+        await first
+        await asyncio.gather(*settled)
 
-    async def forget(session: AsyncSession) -> None:
-        savepoint = await session.begin_nested()
-        await forgotten.wait()
-        assert savepoint.is_active
-
-    async def beside() -> None:
-        async with database.new_unit() as unit:
-            task: asyncio.Task[None] = asyncio.create_task(forget(unit.session), name="the forgetful")
-            assert unit.session is not None
-            work: Any = unit._work
-            await wait_until_async(lambda: work.top is not None, "the savepoint")
-            late = asyncio.create_task(add("late"))
-            if waits:
-                await waiting(unit, 1)
-            forgotten.set()
-            await task
-            with pytest.raises(ConcurrentUse, match="task 'the forgetful' has a savepoint open"):
-                await (late if waits else add("later"))
-            if not waits:
-                with pytest.raises(ConcurrentUse):
-                    await late
-
-    with pytest.raises(UnitOfWorkDoomed, match="a savepoint was still open"):
-        await beside()
-    assert names(backend) == []
-
-
-async def test_L22_a_context_that_lives_on_does_not_keep_the_units_of_its_savepoints(
-    database: Database,
-) -> None:
-    savepoints = []
-    for number in range(3):
-        async with database.new_unit() as unit:
-            assert unit._work is None
-            async with unit.session.begin_nested():
-                work: Any = unit._work
-                savepoints.append(work.top)
-                await add(f"item-{number}")
-    assert [(each.turns, each.opener, each.around) for each in savepoints] == [(None, None, None)] * 3
+    assert unit.outcome == "committed"
+    backend.wait_until_at_rest()

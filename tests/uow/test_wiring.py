@@ -336,6 +336,23 @@ class TestLog:
         assert len(lines) == 2
         assert caplog.record_tuples == [("uow", logging.WARNING, line) for line in lines]
 
+    @pytest.mark.parametrize("started", [True, False], ids=["at the start", "with the first request"])
+    def test_a_middleware_around_the_whole_app_is_seen(
+        self, caplog: pytest.LogCaptureFixture, started: bool
+    ) -> None:
+        """At the start nobody has told the server's scope of the app yet."""
+        app = built(Starlette())
+        ours = UnitOfWorkMiddleware(app, database=Database(URL, pool_size=1, max_overflow=0))
+        log_findings(None if started else app, ours)
+        assert ["pool-too-small" in record.message for record in caplog.records] == [True]
+
+    def test_a_middleware_in_an_app_leaves_the_look_to_the_app(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        app = built(stacked(Middleware(Passing), units()))
+        log_findings(app, app.middleware_stack.app.app)
+        assert ["base-http-middleware-around" in record.message for record in caplog.records] == [True]
+
     def test_a_clean_app_logs_nothing(self, caplog: pytest.LogCaptureFixture) -> None:
         log_findings(stacked(units()))
         assert caplog.records == []

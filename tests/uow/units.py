@@ -157,3 +157,15 @@ async def wait_for_threads() -> None:
         lambda: not any("_connection_worker" in thread.name for thread in threading.enumerate()),
         "every connection of aiosqlite is closed",
     )
+
+
+async def add(name: str) -> None:
+    """What a repository does: a statement on the session of the running unit."""
+    await current_session().execute(text("INSERT INTO items (name) VALUES (:name)"), {"name": name})
+
+
+async def waiting(unit: UnitOfWork, calls: int) -> None:
+    """Return when so many calls wait for their turn."""
+    assert unit._work is not None
+    work = unit._work
+    await wait_until_async(lambda: len(work._queue) >= calls, "the calls to wait")

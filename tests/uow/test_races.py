@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future
-from threading import Lock
 from types import TracebackType
 from typing import Any
 
@@ -30,7 +29,7 @@ BODY: Message = {"type": "http.response.body", "body": b""}
 class Meanwhile:
     """A lock that lets something happen just before it is taken."""
 
-    def __init__(self, lock: Lock, happen: Callable[[], object]) -> None:
+    def __init__(self, lock: Any, happen: Callable[[], object]) -> None:
         self._lock = lock
         self._happen = happen
 

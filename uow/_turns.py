@@ -119,17 +119,18 @@ class Turns:
         if self.asynchronous:
             self.top = Savepoint(self)
             _innermost.set(self.top)
-            if isinstance(self.holder, Task):
-                self.holder.add_done_callback(self._opener_has_ended)
+            opener = _task(self.top.opener)
+            if opener is not None:
+                opener.add_done_callback(self._opener_has_ended)
 
     def close_savepoint(self, savepoint: Savepoint) -> None:
         """It has ended, and with it those that are in it."""
         while not savepoint.over:
             assert self.top is not None  # what is not over is the top or below it
             ended, self.top = self.top, self.top.below
-            opener = ended.opener
+            opener = _task(ended.opener)
             ended.end()
-            if isinstance(opener, Task) and (self.top is None or self.top.opener is not opener):
+            if opener is not None and (self.top is None or self.top.opener is not opener):
                 opener.remove_done_callback(self._opener_has_ended)
 
     def whoever_is_inside(self) -> Future[None] | None:
@@ -168,8 +169,8 @@ class Turns:
 
     def _wait(self, me: object, savepoint: Savepoint | None) -> None:
         """Wait in the order of asking; returns with the lock taken."""
-        opener = None if self.top is None or self._may_enter(savepoint) else self.top.opener
-        forgotten = isinstance(opener, Task) and opener.done()
+        opener = None if self.top is None or self._may_enter(savepoint) else _task(self.top.opener)
+        forgotten = opener is not None and opener.done()
         if forgotten or not getattr(me, "__sqlalchemy_greenlet_provider__", False):
             raise self._concurrent_use()
         waiting = _Waiting(savepoint or _innermost.get())
@@ -217,6 +218,10 @@ class Turns:
         with suppress(RuntimeError):  # no task: there is no loop here
             me = current_task() or me
         return _messages.concurrent_use(self.name, _name(me), why)
+
+
+def _task(task_or_thread: Any) -> Task[Any] | None:
+    return None if isinstance(task_or_thread, Thread) else task_or_thread
 
 
 def _name(task_or_thread: Any) -> str:

@@ -161,7 +161,9 @@ class TestCleanApps:
         app.router.routes.append(BaseRoute())
         assert found(in_state(app)) == []
 
-    @pytest.mark.parametrize("app", [None, function, object(), MagicMock(), Endpoint], ids=repr)
+    @pytest.mark.parametrize(
+        "app", [None, function, object(), MagicMock(), Endpoint], ids=lambda app: type(app).__name__
+    )
     def test_what_is_no_app_of_starlettes(self, app: object) -> None:
         assert found(app) == []
 

@@ -22,6 +22,7 @@ from .problems import PROBLEMS, Condition, Problem, misuse_of, problem_response
 
 if TYPE_CHECKING:
     from ._exchange import Exchange
+    from ._unit import UnitOfWork
 
 logger = logging.getLogger("uow")
 
@@ -44,7 +45,7 @@ class Answer:
     """How a request is answered that has a unit, or whose app has failed: made when that is known."""
 
     __slots__ = (
-        "_commit", "_cut", "_exchange", "_handled", "_head", "_late", "_refused", "_send", "_timer",
+        "_commit", "_cut", "_exchange", "_gone", "_handled", "_head", "_late", "_refused", "_send", "_timer",
         "_torn", "_withheld",
     )  # fmt: skip
 
@@ -59,7 +60,15 @@ class Answer:
         self._withheld: list[Message] | None = None  # a 500 that may be no more than the sign of a crash
         self._timer: asyncio.TimerHandle | None = None  # of a stream
         self._late: Exception | None = None  # it has run out
+        self._gone = False  # the client, before it had all of it
         self._cut: asyncio.Task[None] | None = None  # closes the unit of a stream that nobody gets
+
+    @property
+    def _unit(self) -> UnitOfWork:
+        """The request's; where it may have none, the exchange is asked."""
+        unit = self._exchange.unit
+        assert unit is not None
+        return unit
 
     async def send(self, message: Message) -> None:
         """Pass on what the app sends, as far as it is, or may be, the client's answer."""
@@ -83,8 +92,7 @@ class Answer:
             self._torn = True
             return
         self._head = message
-        unit = self._exchange.unit
-        assert unit is not None
+        unit = self._unit
         self._commit = commit = unit.options.commits(self._status(message))
         try:
             if not (unit.outlives_start and _has_body(message) and (commit or unit.failure is None)):
@@ -134,7 +142,7 @@ class Answer:
         try:
             await self._send(message)
         except OSError:
-            self._exchange.client_gone()
+            self._tell_client_gone()
             raise
         if last:
             await self._after()
@@ -143,47 +151,50 @@ class Answer:
         """Settle a unit that has outlived the start; does nothing for one that is settled already."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._exchange.unit is not None:
-            await self._exchange.unit.settle(commit=commit)
+        await self._unit.settle(commit=commit)
 
     def begin_stream(self) -> None:
         """Bound how long the answer may hold the connection of a read-only unit from here on."""
-        unit = self._exchange.unit
-        if self._timer is not None or unit is None or not unit.is_open or not unit.options.stream_timeout:
+        unit = self._unit
+        if self._timer is not None or not unit.is_open or not unit.options.stream_timeout:
             return
         with suppress(RuntimeError):  # a thread: its next chunk comes through here
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(unit.options.stream_timeout, self._time_up)
 
     def _time_up(self) -> None:
-        unit = self._exchange.unit
-        assert unit is not None  # it has started the timer
-        if unit.is_open:
-            self._late = stream_too_long(self._exchange.name, unit.options.stream_timeout or 0)
-            self.cut()
+        self._late = stream_too_long(self._exchange.name, self._unit.options.stream_timeout or 0)
+        self._cut_off()
 
     @property
     def is_cut(self) -> bool:
         """Whether nobody gets the rest of it."""
         return self._cut is not None
 
-    def cut(self) -> None:
+    def client_left(self) -> None:
+        """The client has gone; in the middle of the answer, a background task may come next."""
+        self._tell_client_gone()
+        if self._exchange.started:
+            self._cut_off()
+
+    def _tell_client_gone(self) -> None:
+        if not self._gone:
+            self._gone = True
+            self._exchange.database.tell_client_gone(self._unit)
+
+    def _cut_off(self) -> None:
         """Nobody gets the rest of a stream: give its connection back, whatever the app is waiting for."""
         if self._cut is None:
             self._cut = asyncio.ensure_future(self._after_cut())
 
     async def _after_cut(self) -> None:
-        try:
-            await self._close(commit=False)
-        except UnitOfWorkError as error:
-            logger.error("%s: %s", self._exchange.name, error, exc_info=error)
+        await self._close(commit=False)
         await self._after()
 
     async def _after(self) -> None:
         """The answer is out: there is no unit any more, and what waited for the commit runs."""
         self._exchange.over = True
-        if self._exchange.unit is not None:
-            await self._exchange.unit.run_callbacks()
+        await self._unit.run_callbacks()
 
     async def failed(self, error: BaseException) -> None:
         """The app has raised: roll back, and answer if the database or a misuse of ours is the reason."""

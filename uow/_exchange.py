@@ -116,15 +116,8 @@ class Exchange(Place):
         """The server's `receive`, which tells when the client leaves early."""
         message = await self.server_receive()
         if message["type"] == "http.disconnect" and self.unit is not None and not self.over:
-            self.client_gone()
-            if self.started:
-                self.answer.cut()  # a background task may come next
+            self.answer.client_left()
         return message
-
-    def client_gone(self) -> None:
-        """The client left before its answer was complete."""
-        if self.unit is not None and not self.over:
-            self.database.tell_client_gone(self.unit)
 
     @property
     def answer(self) -> Answer:

@@ -20,9 +20,8 @@ _END = object()
 
 def take_turns(result: Any, watch: Watch) -> None:
     """Make each fetch from a result that is still connected to the database a call like any other."""
-    if _WATCH not in result.__dict__:
-        result.__dict__[_WATCH] = watch
-        result.__class__ = _turn_taking(result.__class__)
+    result.__dict__[_WATCH] = watch
+    result.__class__ = _turn_taking(result.__class__)
 
 
 @functools.cache

@@ -46,13 +46,11 @@ class HandlersSettling:
 def _place_of_call() -> tuple[str, int]:
     """File and line of the code that called the session, seen from inside of the session."""
     frame = inspect.currentframe()
-    greenlet = getcurrent()
-    while True:
-        while frame is not None:
-            if not frame.f_code.co_filename.startswith(_NOT_A_HANDLER):
-                return frame.f_code.co_filename, frame.f_lineno
-            frame = frame.f_back
-        if greenlet.parent is None:
-            return "<unknown>", 0
-        greenlet = greenlet.parent  # the task that awaits this call
-        frame = greenlet.gr_frame
+    while frame is not None and frame.f_code.co_filename.startswith(_NOT_A_HANDLER):
+        caller = frame.f_back
+        if caller is None:  # the first frame of the greenlet: a task awaits the call in another one
+            waiting = getcurrent().parent
+            caller = None if waiting is None else waiting.gr_frame
+        frame = caller
+    assert frame is not None  # somebody has called, and it was none of us
+    return frame.f_code.co_filename, frame.f_lineno

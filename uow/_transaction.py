@@ -148,6 +148,8 @@ class UnitTransaction(Watch):
         try:
             for result in self._results:
                 seal(result, self.name)
+            while (savepoint := session.get_nested_transaction()) is not None:
+                savepoint.close()  # while there still is one: closing the session is too late for it
             for connection in self._live():
                 self._clean(connection)
             session.really_close()

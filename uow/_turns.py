@@ -33,7 +33,7 @@ class Savepoint:
 
     def __init__(self, turns: Turns) -> None:
         self.turns: Turns | None = turns
-        self.opener = turns.holder
+        self.opener: Task[Any] | None = turns.holder  # the task, because threads have no such place
         self.below = turns.top  # the unit's savepoint that this one is in
         self.around = _innermost.get()  # the context's, of this unit or of one around it
         while self.around is not None and self.around.over:  # what is over must not be kept
@@ -49,7 +49,7 @@ class Savepoint:
 class _Waiting:
     """A call that waits for its turn; the future tells whether it gets one."""
 
-    __slots__ = ("future", "savepoint")
+    __slots__ = ("future", "savepoint", "who")
 
     @property
     def granted(self) -> bool:
@@ -59,6 +59,7 @@ class _Waiting:
 
     def __init__(self, savepoint: Savepoint | None) -> None:
         self.savepoint = savepoint
+        self.who = current_task()
         self.future: AsyncFuture[bool] = asyncio.get_running_loop().create_future()
 
 
@@ -119,19 +120,18 @@ class Turns:
         if self.asynchronous:
             self.top = Savepoint(self)
             _innermost.set(self.top)
-            opener = _task(self.top.opener)
-            if opener is not None:
-                opener.add_done_callback(self._opener_has_ended)
+            self.holder.add_done_callback(self._refuse_the_forgotten)
 
     def close_savepoint(self, savepoint: Savepoint) -> None:
         """It has ended, and with it those that are in it."""
         while not savepoint.over:
             assert self.top is not None  # what is not over is the top or below it
             ended, self.top = self.top, self.top.below
-            opener = _task(ended.opener)
+            opener = ended.opener
             ended.end()
             if opener is not None and (self.top is None or self.top.opener is not opener):
-                opener.remove_done_callback(self._opener_has_ended)
+                opener.remove_done_callback(self._refuse_the_forgotten)
+        self._refuse_the_forgotten()
 
     def whoever_is_inside(self) -> Future[None] | None:
         """A future of the moment when nobody is inside any more, if somebody is; those who wait are refused.
@@ -169,8 +169,7 @@ class Turns:
 
     def _wait(self, me: object, savepoint: Savepoint | None) -> None:
         """Wait in the order of asking; returns with the lock taken."""
-        opener = None if self.top is None or self._may_enter(savepoint) else _task(self.top.opener)
-        forgotten = opener is not None and opener.done()
+        forgotten = self._is_forgotten and not self._may_enter(savepoint)
         if forgotten or not getattr(me, "__sqlalchemy_greenlet_provider__", False):
             raise self._concurrent_use()
         waiting = _Waiting(savepoint or _innermost.get())
@@ -200,28 +199,33 @@ class Turns:
         if self._idle is not None:  # to be looked at last: who sets it looks at the lock after that
             _tell(self._idle)
 
-    def _opener_has_ended(self, opener: Task[Any]) -> None:
-        """A task has ended and left its savepoint open: those who wait for its end would wait for ever."""
-        if self.top is not None and self.top.opener is opener:
+    @property
+    def _is_forgotten(self) -> bool:
+        """Whether the task that has opened the innermost savepoint has ended without it."""
+        return self.top is not None and self.top.opener is not None and self.top.opener.done()
+
+    def _refuse_the_forgotten(self, opener: Task[Any] | None = None) -> None:
+        """Those who wait for the end of a savepoint that nobody will end would wait for ever."""
+        if self._is_forgotten:
             for waiting in [*self._queue]:
                 if self._place(waiting.savepoint) is not self.top and not waiting.future.done():
                     self._queue.remove(waiting)
-                    waiting.future.set_exception(self._concurrent_use())
+                    waiting.future.set_exception(self._savepoint_is_open(waiting.who))
 
     def _concurrent_use(self) -> Exception:
-        holder, top = self.holder, self.top  # of a thread, they may change at any moment
-        if holder is not None:
-            why = f"{_name(holder)} is inside"
-        else:
-            why = "another one is inside" if top is None else f"{_name(top.opener)} has a savepoint open"
         me: Any = current_thread()
         with suppress(RuntimeError):  # no task: there is no loop here
             me = current_task() or me
+        holder = self.holder  # of a thread, it may go at any moment
+        if holder is None and self.top is not None:
+            return self._savepoint_is_open(me)
+        why = "another one is inside" if holder is None else f"{_name(holder)} is inside"
         return _messages.concurrent_use(self.name, _name(me), why)
 
-
-def _task(task_or_thread: Any) -> Task[Any] | None:
-    return None if isinstance(task_or_thread, Thread) else task_or_thread
+    def _savepoint_is_open(self, who: Any) -> Exception:
+        opener = None if self.top is None else self.top.opener
+        why = f"{_name(opener)} has a savepoint open"
+        return _messages.concurrent_use(self.name, _name(who), why)
 
 
 def _name(task_or_thread: Any) -> str:

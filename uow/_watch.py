@@ -109,8 +109,7 @@ class Watch(Turns):
 
     def enter(self) -> None:
         """Let a call of the session through to the database, when it is its turn."""
-        if not self.take():  # before the look at the phase: who settles waits for whoever is inside
-            return
+        self.take()  # before the look at the phase: who settles waits for whoever is inside
         try:
             if self.phase is not Phase.OPEN or self.ended:
                 self.check_open()

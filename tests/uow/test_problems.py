@@ -17,7 +17,7 @@ from tests.support.backends import Backend, Mode, PostgresBackend, SqliteBackend
 from tests.support.processes import free_port
 from tests.support.wait import LIMIT
 from tests.uow.conftest import Connect
-from tests.uow.units import Item, Work, count, in_thread, insert, names, request, run, within
+from tests.uow.units import Item, Work, count, elsewhere, in_thread, insert, names, request, run, within
 from uow import Database, errors
 from uow.problems import MISUSES, PROBLEMS, Condition, Problem, misuse_of, problem_response
 
@@ -201,7 +201,7 @@ async def test_a_wait_for_the_pool_that_is_over_is_503_with_retry_after(
     else:
         async with small.new_unit() as unit:
             await unit.session.run_sync(insert("holder"))
-            recorder = await request(small, mode, insert("waiter"))
+            recorder = await elsewhere(request(small, mode, insert("waiter")))
 
     assert_problem(recorder, "database-unavailable", 503, "1")
     assert names(backend) == ["holder"]

@@ -215,3 +215,78 @@ async def test_L9_a_block_whose_rollback_was_cancelled_is_not_committed(
         await request()
 
     assert names(backend) == []
+
+
+async def test_L22_a_forgotten_savepoint_around_another_keeps_nobody_waiting_either(
+    backend: Backend, database: Database
+) -> None:
+    """Its task ends while a savepoint inside of it is open; a child in it waits, and somebody outside."""
+    inner_begun, forgotten, inner_over = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    children: list[asyncio.Task[None]] = []
+
+    async def inner(session: AsyncSession) -> None:
+        async with session.begin_nested():
+            inner_begun.set()
+            await inner_over.wait()
+
+    async def outer(session: AsyncSession) -> None:
+        savepoint = await session.begin_nested()
+        children.append(asyncio.create_task(inner(session)))
+        await inner_begun.wait()
+        children.append(asyncio.create_task(add("child")))
+        await forgotten.wait()
+        assert savepoint.is_active
+
+    async def beside() -> None:
+        async with database.new_unit() as unit:
+            task = asyncio.create_task(outer(unit.session), name="the forgetful")
+            await inner_begun.wait()
+            outside = asyncio.create_task(add("outside"))
+            await waiting(unit, 2)
+            forgotten.set()
+            await task
+            inner_over.set()
+            await asyncio.gather(*children)
+            with pytest.raises(ConcurrentUse, match="task 'the forgetful' has a savepoint open"):
+                await outside
+
+    with pytest.raises(UnitOfWorkDoomed, match="a savepoint was still open"):
+        await beside()
+    assert names(backend) == []
+
+
+async def test_L22_savepoints_that_are_left_open_in_each_other_are_all_over_with_the_unit(
+    backend: Backend, database: Database
+) -> None:
+    async def forget() -> None:
+        async with database.new_unit() as unit:
+            first = await unit.session.begin_nested()
+            second = await unit.session.begin_nested()
+            await add("undone")
+            assert first.is_active
+            assert second.is_active
+
+    with pytest.raises(UnitOfWorkDoomed, match="a savepoint was still open"):
+        await forget()
+    assert names(backend) == []
+    backend.wait_until_at_rest()
+
+
+async def test_L12_a_cancelled_statement_that_cannot_be_interrupted_is_cancelled_all_the_same(
+    backend: Backend, database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("no")
+
+    async def slow() -> None:
+        async with database.new_unit() as unit:
+            await add("undone")
+            monkeypatch.setattr(database.adapter, "interrupt", refuse)
+            asyncio.get_running_loop().call_soon(asyncio.Task.cancel, task)
+            await unit.session.execute(text("SELECT name FROM items"))
+
+    task = asyncio.create_task(slow())
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert "could not be interrupted" in caplog.text
+    assert names(backend) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from contextlib import closing, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from tests.support.wait import LIMIT, wait_until_async
 from tests.uow.conftest import Connect
 from tests.uow.units import Item, count, elsewhere, insert, make_tables, names, request, run, within
 from uow import Database, errors
+from uow.engines.sqlite import _Connection
 
 
 @pytest.fixture
@@ -217,3 +219,10 @@ def test_the_test_sees_what_it_says_it_sees(sqlite: SqliteBackend) -> None:
         plain.execute("ROLLBACK")
     with closing(sqlite3.connect(sqlite.path)) as other:
         assert other.execute("PRAGMA query_only").fetchone() == (0,)
+
+
+def test_a_connection_may_be_closed_twice(tmp_path: Path) -> None:
+    """SQLAlchemy does so when a cancellation comes while it closes one."""
+    connection = sqlite3.connect(tmp_path / "x.db", factory=_Connection)
+    connection.close()
+    connection.close()

@@ -10,6 +10,7 @@ from typing import Any
 import anyio.to_thread
 import pytest
 from sqlalchemy import event, text
+from sqlalchemy.exc import ResourceClosedError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.util import await_only
 
@@ -311,3 +312,34 @@ async def test_L15_a_call_that_has_just_got_its_turn_is_waited_for(
 
     assert unit.outcome == "committed"
     backend.wait_until_at_rest()
+
+
+async def test_L22_a_thread_may_use_an_async_session_when_nobody_is_inside(
+    backend: Backend, database: Database
+) -> None:
+    async with database.new_unit() as unit:
+        await anyio.to_thread.run_sync(unit.session.add, Item(name="nut"))
+    assert names(backend) == ["nut"]
+
+
+async def test_L18_whoever_was_cancelled_in_the_queue_needs_no_refusal(database: Database) -> None:
+    async with database.new_unit() as unit:
+        gate = Gate(unit.session)
+        first = asyncio.create_task(gate.pass_through())
+        await gate.inside.wait()
+        second = asyncio.create_task(add("second"))
+        await waiting(unit, 1)
+        work: Any = unit._work
+        second.cancel()
+        assert work.stop_entering() is not None
+        gate.opened.set()
+        await first
+    assert second.cancelled()
+
+
+async def test_L18_a_connection_that_outlives_its_unit_is_closed(database: Database) -> None:
+    async with database.new_unit() as unit:
+        connection = await unit.session.connection()
+        await connection.execute(text("SELECT 1"))
+    with pytest.raises(ResourceClosedError):
+        await connection.execute(text("SELECT 1"))

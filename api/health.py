@@ -18,6 +18,8 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 class NotReady(DomainError):
+    """The database cannot be reached, or its schema is not the one that the service needs."""
+
     problem = Problem("not-ready", "The service is not ready", 503, retry_after=5)
 
 

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from time import perf_counter
-from uuid import uuid4
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from api.request_id import request_id_of
 from api.settings import LoggingSettings
 from uow import UnitOfWork
-
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 log = structlog.stdlib.get_logger("api.request")
 
@@ -111,7 +108,7 @@ class RequestLogMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        record = RequestRecord(_request_id(scope))
+        record = RequestRecord(request_id_of(scope))
         # The handler of unexpected errors runs outside of this middleware, and reads it there.
         scope.setdefault("state", {})["request_id"] = record.request_id
         token = _record.set(record)
@@ -158,15 +155,6 @@ def _watched(send: Send, record: RequestRecord) -> Send:
             record.ended = perf_counter()
 
     return watched
-
-
-def _request_id(scope: Scope) -> str:
-    """The name that the client or a proxy gave the request, if it is a plain one."""
-    headers: list[tuple[bytes, bytes]] = scope["headers"]
-    for name, value in headers:
-        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
-            return value.decode()
-    return uuid4().hex
 
 
 def _add_request_id(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:

@@ -15,6 +15,8 @@ Row = TypeVar("Row", bound=Numbered)
 
 
 class InvalidCursor(DomainError):
+    """A cursor is used as a page of the same list gave it out; nobody makes one up."""
+
     problem = Problem("invalid-cursor", "The cursor is not one of this list", 422)
 
     def __init__(self) -> None:
@@ -33,6 +35,12 @@ class Page(Generic[Row]):
         """The first `limit` rows; whether there are more tells one row too many in `rows`."""
         shown = rows[:limit]
         return cls(shown, cursor_after(kind, shown[-1].id) if len(rows) > limit else None)
+
+    def links(self, path: str, limit: int) -> dict[str, str]:
+        """The header that leads to the next page (RFC 8288), unless this is the last one."""
+        if self.next_cursor is None:
+            return {}
+        return {"Link": f'<{path}?limit={limit}&cursor={self.next_cursor}>; rel="next"'}
 
 
 def cursor_after(kind: str, last_id: int) -> str:

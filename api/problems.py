@@ -12,11 +12,30 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
-from uow.problems import Problem, problem_response
+from uow.problems import PROBLEMS, Problem, problem_response
 
 INVALID_REQUEST = Problem("invalid-request", "The request is not valid", 422)
 INTERNAL_ERROR = Problem("internal-error", "The service failed", 500)
+BAD_REQUEST = Problem("bad-request", "The request cannot be read", 400)
+NOT_FOUND = Problem("not-found", "There is nothing at this path", 404)
+METHOD_NOT_ALLOWED = Problem("method-not-allowed", "The path does not have this method", 405)
+CONTENT_TOO_LARGE = Problem("content-too-large", "The body is too large", 413)
+
+# What no use case is asked for, each with what it means.
+GENERAL = {
+    INVALID_REQUEST: "Something in the request is missing, unknown, of another type or out of bounds; "
+    "`errors` names each field and what is the matter with it.",
+    INTERNAL_ERROR: "A fault of the service. Its log has the reason under the `request_id`.",
+    BAD_REQUEST: "The body is not JSON in UTF-8, or nested so deeply or with numbers so long that nobody "
+    "reads it.",
+    NOT_FOUND: "No route of the service has this path.",
+    METHOD_NOT_ALLOWED: "The `Allow` header names the methods that the path has.",
+    CONTENT_TOO_LARGE: "The body is longer than the service reads. Nothing of it was looked at.",
+}
+_BY_STATUS = {each.status: each for each in (BAD_REQUEST, NOT_FOUND, METHOD_NOT_ALLOWED, CONTENT_TOO_LARGE)}
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 # The answer to a request that is wrong in thousands of ways stays short.
 MOST_FAULTS = 20
@@ -60,14 +79,40 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code in {204, 205, 304}:
         return Response(status_code=error.status_code, headers=error.headers)
-    phrase = HTTPStatus(error.status_code).phrase
-    problem = Problem(phrase.lower().replace(" ", "-"), phrase, error.status_code)
-    detail = error.detail if error.detail != phrase else None
-    return _response_to(request, problem, detail=detail, headers=error.headers)
+    problem = _BY_STATUS.get(error.status_code)
+    if problem is None:
+        phrase = HTTPStatus(error.status_code).phrase
+        return _response_to(
+            request,
+            Problem(phrase.lower().replace(" ", "-"), phrase, error.status_code),
+            detail=error.detail if error.detail != phrase else None,
+            headers=error.headers,
+        )
+    headers = dict(error.headers or {})
+    members: dict[str, Any] = {}
+    if problem is METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(_allowed(request))
+    elif problem is BAD_REQUEST:
+        members["errors"] = [{"field": "body", "message": "Cannot be read as JSON"}]
+    detail = None if problem in {NOT_FOUND, METHOD_NOT_ALLOWED, CONTENT_TOO_LARGE} else error.detail
+    return _response_to(request, problem, detail=detail, headers=headers, **members)
+
+
+def _allowed(request: Request) -> list[str]:
+    """Every method of the path; the framework names only those of the first route that has it."""
+    return [
+        method
+        for method in _METHODS
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL
+            for route in request.app.router.routes
+        )
+    ]
 
 
 async def _internal_error(request: Request, error: Exception) -> Response:
     """Tells nothing of what happened but the name under which the log has it."""
+    # Outside of the middleware that writes it into all others.
     request_id = getattr(request.state, "request_id", None)
     if request_id is None:
         return _response_to(request, INTERNAL_ERROR)
@@ -99,45 +144,83 @@ def _printable(text: str) -> str:
     return short.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+class Fault(BaseModel):
+    """One thing that is wrong with a request."""
+
+    field: str = Field(description="Where it is.", examples=["body.price"])
+    message: str = Field(description="What is wrong with it.")
+
+
 class ProblemDocument(BaseModel):
     """A problem document (RFC 9457)."""
 
     model_config = ConfigDict(extra="allow")
 
-    type: str = Field(description="Names the kind of problem.")
+    type: str = Field(description="Names the kind of problem; its page is at this path.")
     title: str = Field(description="The kind of problem in words.")
     status: int = Field(description="The status of the answer.")
     detail: str = Field(default="", description="What is the matter this time.")
     instance: str = Field(default="", description="The path that was asked for.")
+    request_id: str = Field(default="", description="The request's name in the log.")
+
+
+class InvalidRequestDocument(ProblemDocument):
+    """A problem document that names the fields that are not valid."""
+
+    errors: list[Fault]
 
 
 Responses = dict[int | str, dict[str, Any]]
 
 
-def documented(*errors: type[DomainError], takes_input: bool = True) -> Responses:
-    """The `responses` of a route in its OpenAPI: these refusals, and an invalid request."""
+def documented(*errors: type[DomainError], takes_input: bool = True, body: bool = False) -> Responses:
+    """The `responses` of a route in its OpenAPI: these refusals, and those of its input."""
     by_status: defaultdict[int, list[Problem]] = defaultdict(list)
-    if takes_input:
-        by_status[INVALID_REQUEST.status].append(INVALID_REQUEST)
-    for error in errors:
-        by_status[error.problem.status].append(error.problem)
+    general = [INVALID_REQUEST] if takes_input else []
+    general += [BAD_REQUEST, CONTENT_TOO_LARGE] if body else []
+    for problem in (*general, *(error.problem for error in errors)):
+        by_status[problem.status].append(problem)
     return {status: _response(*by_status[status]) for status in sorted(by_status)}
 
 
 def documented_everywhere() -> Responses:
     """What any route may answer, beside its own refusals."""
-    return {"default": {**_response(), "description": "Any other problem"}}
+    by_status: defaultdict[int, dict[str, Problem]] = defaultdict(dict)
+    for problem in (INTERNAL_ERROR, *PROBLEMS.values()):
+        if problem.status >= 500:
+            by_status[problem.status][problem.name] = problem
+    found: Responses = {status: _response(*by_status[status].values()) for status in sorted(by_status)}
+    found["default"] = {**_response(), "description": "Any other problem"}
+    return found
 
 
 def _response(*problems: Problem) -> dict[str, Any]:
-    content: dict[str, Any] = {"schema": ProblemDocument.model_json_schema()}
+    only_faults = problems and all(each is INVALID_REQUEST for each in problems)
+    model = InvalidRequestDocument if only_faults else ProblemDocument
+    content: dict[str, Any] = {"schema": _schema(model)}
     if problems:
         content["examples"] = {each.name: {"value": _example(each)} for each in problems}
-    return {
+    response: dict[str, Any] = {
         "description": "; or: ".join(problem.title for problem in problems),
         "content": {"application/problem+json": content},
     }
+    if problems and all(each.retry_after is not None for each in problems):
+        schema = {"type": "integer", "minimum": 1}
+        response["headers"] = {"Retry-After": {"description": "Seconds.", "schema": schema}}
+    return response
+
+
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    """The schema in one piece: what is referred to from inside a response would be found nowhere."""
+    schema = model.model_json_schema()
+    for definition in schema.pop("$defs", {}).values():
+        schema["properties"]["errors"]["items"] = definition
+    return schema
 
 
 def _example(problem: Problem) -> dict[str, Any]:
-    return {"type": problem.type, "title": problem.title, "status": problem.status}
+    example: dict[str, Any] = {"type": problem.type, "title": problem.title, "status": problem.status}
+    if problem is INVALID_REQUEST:
+        message = "Input should be greater than or equal to 0"
+        example["errors"] = [{"field": "body.price", "message": message}]
+    return example

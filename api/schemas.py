@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated
 
 from fastapi import Path, Query
@@ -21,18 +22,30 @@ def _in_digits(text: object) -> object:
 
 
 Id = Annotated[int, Field(ge=1, le=MAX_ID, examples=[1])]
-PathId = Annotated[int, BeforeValidator(_in_digits), Path(ge=1, le=MAX_ID, examples=[1])]
+# Bounds stand before the validator: behind it they would hold, but not be documented.
+PathId = Annotated[int, Field(ge=1, le=MAX_ID), BeforeValidator(_in_digits), Path(examples=[1])]
 Quantity = Annotated[int, Field(ge=1, le=MAX_AMOUNT, examples=[3])]
 Cents = Annotated[int, Field(ge=0, le=MAX_AMOUNT, description="In cents.", examples=[1250])]
+
+CreatedAt = Annotated[datetime, Field(description="In UTC.", examples=["2026-01-01T12:00:00.000001Z"])]
 
 NextCursor = Annotated[
     str | None,
     Field(description="The `cursor` of the next page; null on the last.", examples=["aXRlbXM6MjU"]),
 ]
-Limit = Annotated[int, BeforeValidator(_in_digits), Query(ge=1, le=100, description="How many, at most.")]
+Limit = Annotated[
+    int,
+    Field(ge=1, le=100),
+    BeforeValidator(_in_digits),
+    Query(description="How many, at most.", examples=[25]),
+]
 Cursor = Annotated[
     str | None,
-    Query(max_length=100, description="`next_cursor` of the page before; none for the first."),
+    Query(
+        max_length=100,
+        description="`next_cursor` of the page before; none for the first.",
+        examples=["aXRlbXM6MjU"],
+    ),
 ]
 
 

@@ -9,113 +9,49 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
-from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError
+
+from api.sections import (
+    CONFLICT,
+    DatabaseSettings,
+    LoggingSettings,
+    ServerSettings,
+    ServiceSettings,
+    UnitOfWorkSettings,
+    conflict,
+)
+
+__all__ = [
+    "DEFAULT_FILE",
+    "ConfigurationError",
+    "DatabaseSettings",
+    "LoggingSettings",
+    "Origin",
+    "ServerSettings",
+    "ServiceSettings",
+    "Settings",
+    "UnitOfWorkSettings",
+    "Values",
+    "load_settings",
+    "load_with_origin",
+]
 
 DEFAULT_FILE = Path("config.toml")
 PREFIX = "UOW_"
-DRIVERS = {"sqlite", "sqlite+aiosqlite", "postgresql", "postgresql+asyncpg", "postgresql+psycopg"}
 
 Values = Mapping[str, Mapping[str, object]]
 
 
 class ConfigurationError(Exception):
     """The service cannot start so: the message names each wrong key and its place."""
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _is_no_switch(cls, value: object) -> object:
-        # The environment brings numbers as text, so text is read; true would be read as 1.
-        if isinstance(value, bool):
-            raise ValueError("true and false are no values of this setting")
-        return value
-
-
-class ServiceSettings(Section):
-    title: str = Field(default="Inventory", min_length=1, description="The name in the documentation.")
-
-
-class ServerSettings(Section):
-    host: str = Field(default="127.0.0.1", min_length=1, description="The address to listen on.")
-    port: int = Field(default=8000, ge=0, le=65535, description="The port; 0 takes any that is free.")
-    keep_alive_timeout: int = Field(
-        default=5, ge=1, description="Seconds until a connection without a request is closed."
-    )
-    graceful_shutdown_timeout: int = Field(
-        default=30,
-        ge=0,
-        description="Seconds that running requests have to finish after a stop signal.",
-    )
-
-
-class DatabaseSettings(Section):
-    url: str = Field(
-        default="sqlite:///inventory.db",
-        repr=False,
-        description="SQLite or PostgreSQL; a relative path begins where the service is started.",
-    )
-    pool_size: int = Field(default=10, ge=1, description="Connections at most, of each engine.")
-    pool_timeout: float = Field(
-        default=10.0,
-        gt=0,
-        description="Seconds that a request waits for a connection before it gets 503.",
-    )
-    migrate_on_start: Literal["auto", "always", "never"] = Field(
-        default="auto", description="Whether a start migrates; auto: SQLite, and what never was."
-    )
-
-    @field_validator("url")
-    @classmethod
-    def _is_ours(cls, url: str) -> str:
-        # Without the URL itself in the message: it may hold a password.
-        try:
-            driver = make_url(url).drivername
-        except (ArgumentError, ValueError):
-            raise ValueError("not a database URL such as sqlite:///inventory.db") from None
-        if driver not in DRIVERS:
-            raise ValueError(f"{driver} is not one of {', '.join(sorted(DRIVERS))}")
-        return url
-
-    @property
-    def shown(self) -> str:
-        """The URL without password and parameters, for people."""
-        return make_url(self.url).set(query={}).render_as_string(hide_password=True)
-
-    def pool(self) -> dict[str, Any]:
-        """The options of the engines; `pool_size` is a bound, so nothing overflows it."""
-        return {
-            "pool_size": self.pool_size,
-            "max_overflow": 0,
-            "pool_timeout": self.pool_timeout,
-        }
-
-
-class UnitOfWorkSettings(Section):
-    settle_timeout: float = Field(
-        default=10.0,
-        gt=0,
-        description="Seconds that a COMMIT or ROLLBACK may take once it was sent.",
-    )
-
-
-class LoggingSettings(Section):
-    level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="The least severe level that is written."
-    )
-    format: Literal["console", "json"] = Field(default="console", description="For people or machines.")
 
 
 class Settings(BaseSettings):
@@ -130,6 +66,17 @@ class Settings(BaseSettings):
     database: DatabaseSettings = DatabaseSettings()
     unit_of_work: UnitOfWorkSettings = UnitOfWorkSettings()
     logging: LoggingSettings = LoggingSettings()
+
+    @model_validator(mode="after")
+    def _one_memory_one_process(self) -> Self:
+        if self.database.in_memory and (self.server.workers > 1 or self.server.reload):
+            key = "workers" if self.server.workers > 1 else "reload"
+            raise conflict(
+                key,
+                "each process would have a database in memory of its own; set [database] url to a file",
+                section="server",
+            )
+        return self
 
     @classmethod
     def settings_customise_sources(
@@ -149,12 +96,17 @@ def load_settings(path: Path | None = None, options: Values | None = None) -> Se
 
     Without a path it is config.toml, if there is one. Raises `ConfigurationError`.
     """
+    return load_with_origin(path, options)[0]
+
+
+def load_with_origin(path: Path | None = None, options: Values | None = None) -> tuple[Settings, Origin]:
+    """The same, and what knows where each value came from."""
     origin = Origin.of(path or (DEFAULT_FILE if DEFAULT_FILE.is_file() else None), options or {})
     if unknown := _unknown_variables():
         raise ConfigurationError("\n".join(unknown))
     environment = EnvSettingsSource(Settings)()
     try:
-        return Settings(**_merged(origin.values, environment, origin.options))
+        return Settings(**_merged(origin.values, environment, origin.options)), origin
     except ValidationError as error:
         raise ConfigurationError(
             "\n".join(origin.message(fault["loc"], fault) for fault in error.errors())
@@ -217,9 +169,18 @@ class Origin:
             raise ConfigurationError(f"{path}: is not TOML: {error}") from None
 
     def message(self, location: tuple[int | str, ...], fault: Mapping[str, Any]) -> str:
+        if fault["type"] == CONFLICT:  # of two keys; the fault knows which of them is to be changed
+            location = (fault["ctx"]["section"] or location[0], fault["ctx"]["key"])
         section, key = str(location[0]), ".".join(str(part) for part in location[1:])
         name = f"[{section}] {key}" if key else f"[{section}]"
         return f"{self._place(section, key)}: {name}: {_reason(section, key, fault)}"
+
+    def of_value(self, section: str, key: str) -> str:
+        """Where the value of a key came from, in words."""
+        in_file = key in self.values.get(section, {})
+        if in_file or self._place(section, key) != str(self.path):
+            return self._place(section, key)
+        return "default"
 
     def _place(self, section: str, key: str) -> str:
         if key in self.options.get(section, {}):
@@ -254,4 +215,4 @@ def _reason(section: str, key: str, fault: Mapping[str, Any]) -> str:
     if fault["type"] in {"model_type", "model_attributes_type"}:
         return "is a section, not a value"
     reason = str(fault["msg"]).removeprefix("Value error, ")
-    return reason if key == "url" else f"{reason} (it is {fault['input']!r})"
+    return reason if key == "url" or fault["type"] == CONFLICT else f"{reason} (it is {fault['input']!r})"

@@ -238,6 +238,8 @@ def test_every_setting_is_documented_with_its_default() -> None:
 
 
 def literal(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 

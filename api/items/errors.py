@@ -10,14 +10,27 @@ from uow.problems import Problem
 
 
 class ItemNotFound(DomainError):
+    """No item has this id: it was never given out, or its item was deleted."""
+
     problem = Problem("item-not-found", "There is no such item", 404)
 
     def __init__(self, item_id: int) -> None:
         super().__init__(f"There is no item {item_id}.", item_id=item_id)
 
 
+class ReceiptNotFound(DomainError):
+    """No receipt of this item has this id."""
+
+    problem = Problem("receipt-not-found", "There is no such receipt", 404)
+
+    def __init__(self, item_id: int, receipt_id: int) -> None:
+        super().__init__(
+            f"Item {item_id} has no receipt {receipt_id}.", item_id=item_id, receipt_id=receipt_id
+        )
+
+
 class UnknownItems(DomainError):
-    """Something else, such as an order, refers to items that do not exist."""
+    """An order names items that do not exist; `item_ids` lists them. Nothing was ordered."""
 
     problem = Problem("unknown-items", "There are no such items", 422)
 
@@ -27,6 +40,8 @@ class UnknownItems(DomainError):
 
 
 class SkuTaken(DomainError):
+    """No two items have the same SKU; choose another, or change the item that has it."""
+
     problem = Problem("sku-taken", "Another item has this SKU", 409)
 
     def __init__(self, sku: str | None) -> None:
@@ -34,6 +49,8 @@ class SkuTaken(DomainError):
 
 
 class ItemInUse(DomainError):
+    """An item stays as long as an order refers to it, also a cancelled one."""
+
     problem = Problem("item-in-use", "Orders refer to the item", 409)
 
     def __init__(self, item_id: int) -> None:
@@ -41,6 +58,8 @@ class ItemInUse(DomainError):
 
 
 class StockLimitExceeded(DomainError):
+    """The stock of one item has a limit, and the request would pass it; nothing was added."""
+
     problem = Problem("stock-limit-exceeded", "More stock than one item can have", 409)
 
     def __init__(self, item_id: int, *, stock: int, quantity: int) -> None:

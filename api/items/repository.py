@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 from sqlalchemy import delete, select
 from sqlalchemy.exc import IntegrityError
 
-from api.items.errors import ItemInUse, ItemNotFound, SkuTaken, UnknownItems
-from api.items.models import Item
+from api.items.errors import ItemInUse, ItemNotFound, ReceiptNotFound, SkuTaken, UnknownItems
+from api.items.models import Item, Receipt
 from uow import current_session
 
 
@@ -50,6 +50,14 @@ class ItemRepository:
         """The next items in the order of their ids."""
         statement = select(Item).where(Item.id > last_id).order_by(Item.id).limit(limit)
         return (await current_session().scalars(statement)).all()
+
+    async def receipt(self, item_id: int, receipt_id: int) -> Receipt:
+        """One receipt of the item."""
+        statement = select(Receipt).where(Receipt.id == receipt_id, Receipt.item_id == item_id)
+        receipt = await current_session().scalar(statement)
+        if receipt is None:
+            raise ReceiptNotFound(item_id, receipt_id)
+        return receipt
 
     async def save(self, item: Item) -> None:
         """Send a new or changed item to the database, which may find its SKU taken."""

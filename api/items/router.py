@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
+from api.answers import linked, located, tagged, tagged_or_304
+from api.conditional import (
+    CONDITIONAL,
+    CONDITIONAL_EDIT,
+    Conditional,
+    ConditionalEdit,
+    Representation,
+)
 from api.items import service
-from api.items.errors import ItemInUse, ItemNotFound, SkuTaken, StockLimitExceeded
+from api.items.errors import ItemInUse, ItemNotFound, ReceiptNotFound, SkuTaken, StockLimitExceeded
 from api.items.models import Item, Receipt
 from api.items.repository import ItemRepository
 from api.items.schemas import (
@@ -19,66 +27,88 @@ from api.items.schemas import (
 from api.paging import InvalidCursor, Page
 from api.problems import documented
 from api.schemas import Cursor, Limit, PathId
+from api.strict import UnsupportedMediaType
 
 router = APIRouter(prefix="/items", tags=["items"])
 items = ItemRepository()
+
+
+def shown(item: Item) -> Representation:
+    return Representation.of(ItemAnswer.model_validate(item))
 
 
 @router.post(
     "/",
     status_code=201,
     response_model=ItemAnswer,
-    responses=documented(SkuTaken),
+    responses=documented(SkuTaken, UnsupportedMediaType, body=True) | tagged(201),
     summary="Create an item",
 )
-async def create_item(new: NewItem, response: Response) -> Item:
+async def create_item(new: NewItem) -> Response:
     item = await service.create_item(items, name=new.name, sku=new.sku, price=new.price, stock=new.stock)
-    response.headers["Location"] = f"/items/{item.id}"
-    return item
+    return shown(item).response(201, Location=f"/items/{item.id}")
 
 
-@router.get("/", response_model=ItemPage, responses=documented(InvalidCursor), summary="List the items")
-async def list_items(limit: Limit = 50, cursor: Cursor = None) -> Page[Item]:
-    return await service.list_items(items, limit=limit, cursor=cursor)
+@router.get(
+    "/", response_model=ItemPage, responses=documented(InvalidCursor) | linked(), summary="List the items"
+)
+async def list_items(response: Response, limit: Limit = 50, cursor: Cursor = None) -> Page[Item]:
+    page = await service.list_items(items, limit=limit, cursor=cursor)
+    response.headers.update(page.links("/items/", limit))
+    return page
 
 
 @router.get(
     "/{item_id}",
     response_model=ItemAnswer,
-    responses=documented(ItemNotFound),
+    responses=documented(ItemNotFound, *CONDITIONAL) | tagged_or_304(),
     summary="Show an item",
 )
-async def get_item(item_id: PathId) -> Item:
-    return await items.get(item_id)
+async def get_item(item_id: PathId, conditions: Conditional) -> Response:
+    return conditions.show(shown(await items.get(item_id)))
 
 
 @router.patch(
     "/{item_id}",
     response_model=ItemAnswer,
-    responses=documented(ItemNotFound, SkuTaken),
+    responses=documented(ItemNotFound, SkuTaken, UnsupportedMediaType, *CONDITIONAL_EDIT, body=True)
+    | tagged(200),
     summary="Change an item's name, SKU or price",
 )
-async def change_item(item_id: PathId, changes: ItemChanges) -> Item:
-    return await service.change_item(items, item_id, changes)
+async def change_item(item_id: PathId, changes: ItemChanges, conditions: ConditionalEdit) -> Response:
+    item = await service.change_item(items, item_id, changes, lambda item: conditions.check(shown(item)))
+    return shown(item).response()
 
 
 @router.delete(
     "/{item_id}",
     status_code=204,
     response_class=Response,
-    responses=documented(ItemNotFound, ItemInUse),
+    responses=documented(ItemNotFound, ItemInUse, *CONDITIONAL_EDIT),
     summary="Delete an item that no order refers to",
 )
-async def delete_item(item_id: PathId) -> None:
-    await items.remove(item_id)
+async def delete_item(item_id: PathId, conditions: ConditionalEdit) -> None:
+    await service.delete_item(items, item_id, lambda item: conditions.check(shown(item)))
 
 
 @router.post(
     "/{item_id}/receipts",
     status_code=201,
     response_model=ReceiptAnswer,
-    responses=documented(ItemNotFound, StockLimitExceeded),
+    responses=documented(ItemNotFound, StockLimitExceeded, UnsupportedMediaType, body=True) | located(),
     summary="Receive stock",
 )
-async def receive(item_id: PathId, new: NewReceipt) -> Receipt:
-    return await service.receive(items, item_id, new.quantity)
+async def receive(item_id: PathId, new: NewReceipt, response: Response) -> Receipt:
+    receipt = await service.receive(items, item_id, new.quantity)
+    response.headers["Location"] = f"/items/{item_id}/receipts/{receipt.id}"
+    return receipt
+
+
+@router.get(
+    "/{item_id}/receipts/{receipt_id}",
+    response_model=ReceiptAnswer,
+    responses=documented(ReceiptNotFound),
+    summary="Show a receipt",
+)
+async def get_receipt(item_id: PathId, receipt_id: PathId) -> Receipt:
+    return await items.receipt(item_id, receipt_id)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated
 
 from pydantic import Field, with_config
@@ -10,7 +9,7 @@ from typing_extensions import TypedDict
 
 from api.items.models import NAME_LENGTH, SKU_LENGTH
 from api.models import MAX_AMOUNT
-from api.schemas import STRICT, Answer, Body, Cents, NextCursor, Quantity
+from api.schemas import STRICT, Answer, Body, Cents, CreatedAt, NextCursor, Quantity
 
 # No control characters, which PostgreSQL refuses in part, and not only blanks.
 _NAME = r"^[^\x00-\x1f\x7f]*[^\x00-\x20\x7f][^\x00-\x1f\x7f]*$"
@@ -60,7 +59,7 @@ class ItemAnswer(Answer):
     sku: Sku | None
     price: Cents
     stock: Stock
-    created_at: datetime
+    created_at: CreatedAt
 
 
 class ItemPage(Answer):
@@ -77,4 +76,4 @@ class ReceiptAnswer(Answer):
     item_id: int = Field(examples=[1])
     quantity: Quantity
     stock: Stock
-    created_at: datetime
+    created_at: CreatedAt

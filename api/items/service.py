@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from api.items.models import Item, Receipt
 from api.items.repository import ItemRepository
 from api.items.schemas import ItemChanges
 from api.paging import Page, id_before
 
 CURSOR_KIND = "items"
+
+# What a caller demands of an item before it is changed; it raises what it likes.
+Check = Callable[[Item], None]
 
 
 async def create_item(items: ItemRepository, *, name: str, sku: str | None, price: int, stock: int) -> Item:
@@ -22,13 +27,20 @@ async def list_items(items: ItemRepository, *, limit: int, cursor: str | None) -
     return Page.of(CURSOR_KIND, rows, limit)
 
 
-async def change_item(items: ItemRepository, item_id: int, changes: ItemChanges) -> Item:
+async def change_item(items: ItemRepository, item_id: int, changes: ItemChanges, check: Check) -> Item:
     """Change what is named and leave the rest. Stock is not changed here: it is received."""
     item = await items.get_for_update(item_id)
+    check(item)
     for name, value in changes.items():
         setattr(item, name, value)
     await items.save(item)
     return item
+
+
+async def delete_item(items: ItemRepository, item_id: int, check: Check) -> None:
+    """Delete the item and its receipts, unless orders refer to it."""
+    check(await items.get_for_update(item_id))
+    await items.remove(item_id)
 
 
 async def receive(items: ItemRepository, item_id: int, quantity: int) -> Receipt:

@@ -33,7 +33,7 @@ _VERSION = Table("alembic_version", MetaData(), Column("version_num", String(32)
 # A start does not wait longer for a database that it can also do without.
 _SECONDS_TO_LOOK = 5
 # What is no fault of the code: its traceback would only hide the reason.
-_FROM_OUTSIDE = (SQLAlchemyError, OSError, CommandError, errors.UnitOfWorkError)
+FROM_OUTSIDE = (SQLAlchemyError, OSError, CommandError, errors.UnitOfWorkError)
 
 
 class MigrationFailed(Exception):
@@ -65,8 +65,8 @@ async def prepare(database: Database, when: When) -> str | None:
     try:
         async with asyncio.timeout(_SECONDS_TO_LOOK), database.new_unit(read_only=True) as unit:
             revision = await unit.session.run_sync(lambda session: revision_of(session.connection()))
-    except _FROM_OUTSIDE as error:
-        return f"The database cannot be reached: {_reason(error)}"
+    except FROM_OUTSIDE as error:
+        return f"The database cannot be reached: {reason_of(error)}"
     if revision is None and when == "auto":
         await migrate_with(database)
         return None
@@ -102,11 +102,11 @@ def lack_of(revision: str | None) -> str | None:
 def _failing_briefly() -> Iterator[None]:
     try:
         yield
-    except _FROM_OUTSIDE as error:
-        raise MigrationFailed(_reason(error)) from None
+    except FROM_OUTSIDE as error:
+        raise MigrationFailed(reason_of(error)) from None
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """What the driver says, without what SQLAlchemy adds for developers."""
     said = error.orig if isinstance(error, DBAPIError) else error
     return str(said) or type(said).__name__

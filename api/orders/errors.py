@@ -19,6 +19,8 @@ class Shortage:
 
 
 class OutOfStock(DomainError):
+    """An order asks for more than is on hand; `lines` says of which items. Nothing was ordered."""
+
     problem = Problem("out-of-stock", "Out of stock", 409)
 
     def __init__(self, lines: Sequence[Shortage]) -> None:
@@ -27,6 +29,8 @@ class OutOfStock(DomainError):
 
 
 class OrderNotFound(DomainError):
+    """No order has this id."""
+
     problem = Problem("order-not-found", "There is no such order", 404)
 
     def __init__(self, order_id: int) -> None:
@@ -34,6 +38,8 @@ class OrderNotFound(DomainError):
 
 
 class OrderAlreadyCancelled(DomainError):
+    """An order is cancelled once; its stock was put back then."""
+
     problem = Problem("order-already-cancelled", "The order is cancelled already", 409)
 
     def __init__(self, order_id: int) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
+from api.answers import linked, tagged, tagged_or_304
+from api.conditional import CONDITIONAL, Conditional, Representation
 from api.items.errors import StockLimitExceeded, UnknownItems
 from api.items.repository import ItemRepository
 from api.orders import service
@@ -14,46 +16,57 @@ from api.orders.schemas import NewOrder, OrderAnswer, OrderPage
 from api.paging import InvalidCursor, Page
 from api.problems import documented
 from api.schemas import Cursor, Limit, PathId
+from api.strict import UnsupportedMediaType
 
 router = APIRouter(prefix="/orders", tags=["orders"])
 items = ItemRepository()
 orders = OrderRepository()
 
 
+def shown(order: Order) -> Representation:
+    return Representation.of(OrderAnswer.model_validate(order))
+
+
 @router.post(
     "/",
     status_code=201,
     response_model=OrderAnswer,
-    responses=documented(UnknownItems, OutOfStock),
+    responses=documented(UnknownItems, OutOfStock, UnsupportedMediaType, body=True) | tagged(201),
     summary="Place an order: every line or none",
 )
-async def place_order(new: NewOrder, response: Response) -> Order:
+async def place_order(new: NewOrder) -> Response:
     lines = [(line.item_id, line.quantity) for line in new.lines]
     order = await service.place_order(items, orders, lines)
-    response.headers["Location"] = f"/orders/{order.id}"
-    return order
+    return shown(order).response(201, Location=f"/orders/{order.id}")
 
 
-@router.get("/", response_model=OrderPage, responses=documented(InvalidCursor), summary="List the orders")
-async def list_orders(limit: Limit = 50, cursor: Cursor = None) -> Page[Order]:
-    return await service.list_orders(orders, limit=limit, cursor=cursor)
+@router.get(
+    "/", response_model=OrderPage, responses=documented(InvalidCursor) | linked(), summary="List the orders"
+)
+async def list_orders(response: Response, limit: Limit = 50, cursor: Cursor = None) -> Page[Order]:
+    page = await service.list_orders(orders, limit=limit, cursor=cursor)
+    response.headers.update(page.links("/orders/", limit))
+    return page
 
 
 @router.get(
     "/{order_id}",
     response_model=OrderAnswer,
-    responses=documented(OrderNotFound),
+    responses=documented(OrderNotFound, *CONDITIONAL) | tagged_or_304(),
     summary="Show an order",
 )
-async def get_order(order_id: PathId) -> Order:
-    return await orders.get(order_id)
+async def get_order(order_id: PathId, conditions: Conditional) -> Response:
+    return conditions.show(shown(await orders.get(order_id)))
 
 
 @router.post(
     "/{order_id}/cancel",
     response_model=OrderAnswer,
-    responses=documented(OrderNotFound, OrderAlreadyCancelled, StockLimitExceeded),
+    responses=documented(OrderNotFound, OrderAlreadyCancelled, StockLimitExceeded, *CONDITIONAL)
+    | tagged(200),
     summary="Cancel an order and put its stock back",
 )
-async def cancel_order(order_id: PathId) -> Order:
-    return await service.cancel_order(items, orders, order_id)
+async def cancel_order(order_id: PathId, conditions: Conditional) -> Response:
+    """Its preconditions are about the order, which is also what the answer shows."""
+    order = await service.cancel_order(items, orders, order_id, lambda order: conditions.check(shown(order)))
+    return shown(order).response(Content_Location=f"/orders/{order_id}")

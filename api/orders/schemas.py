@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated
 
 from pydantic import Field
 
 from api.orders.models import Status
-from api.schemas import Answer, Body, Cents, Id, NextCursor, Quantity
+from api.schemas import Answer, Body, Cents, CreatedAt, Id, NextCursor, Quantity
 
 
 class NewLine(Body):
@@ -44,9 +43,9 @@ class OrderAnswer(Answer):
     """An order; while it is open it holds the stock of its lines."""
 
     id: int = Field(examples=[1])
-    status: Status
+    status: Status = Field(examples=["open"])
     lines: list[LineAnswer] = Field(description="One for each item, by item id.")
-    created_at: datetime
+    created_at: CreatedAt
 
 
 class OrderPage(Answer):

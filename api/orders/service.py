@@ -6,7 +6,7 @@ Rows are locked in one order everywhere: first the order, if there is one, then 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from api.items.repository import ItemRepository
 from api.orders.errors import OutOfStock, Shortage
@@ -15,6 +15,9 @@ from api.orders.repository import OrderRepository
 from api.paging import Page, id_before
 
 CURSOR_KIND = "orders"
+
+# What a caller demands of an order before it is changed; it raises what it likes.
+Check = Callable[[Order], None]
 
 
 async def place_order(
@@ -44,9 +47,10 @@ async def list_orders(orders: OrderRepository, *, limit: int, cursor: str | None
     return Page.of(CURSOR_KIND, rows, limit)
 
 
-async def cancel_order(items: ItemRepository, orders: OrderRepository, order_id: int) -> Order:
+async def cancel_order(items: ItemRepository, orders: OrderRepository, order_id: int, check: Check) -> Order:
     """Cancel the order and put the stock of all its lines back."""
     order = await orders.get_for_update(order_id)
+    check(order)
     order.cancel()
     held = {line.item_id: line.quantity for line in order.lines}
     for item in await items.lock(held):

@@ -181,6 +181,11 @@ def test_a_receipt_adds_to_the_stock(service: Service, client: httpx.Client) -> 
     assert answer.status_code == 201
     assert (receipt["item_id"], receipt["quantity"], receipt["stock"]) == (item_id, 5, 7)
     assert stock_of(client, item_id) == 7
+    assert answer.headers["location"] == f"/items/{item_id}/receipts/{receipt['id']}"
+    assert client.get(answer.headers["location"]).json() == receipt
+    other = new_item(client)
+    for path in (f"/items/{other}/receipts/{receipt['id']}", f"/items/{item_id}/receipts/{2**63 - 1}"):
+        assert_problem(client.get(path), 404, "receipt-not-found")
     sql = "SELECT quantity, stock FROM receipts WHERE item_id = ? ORDER BY id"
     assert service.backend.query(sql, [item_id]) == [(2, 2), (5, 7)]
 

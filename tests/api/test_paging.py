@@ -61,6 +61,18 @@ def test_a_page_goes_on_where_its_cursor_was_deleted(client: httpx.Client) -> No
     assert [item["id"] for item in page["items"]] == [third]
 
 
+@pytest.mark.parametrize("kind", LISTS)
+def test_the_link_of_a_page_leads_to_the_next(client: httpx.Client, kind: str) -> None:
+    first, second, third = (new_row(client, kind) for _ in range(3))
+    page = client.get(f"/{kind}/", params={"limit": 1, "cursor": cursor_after(kind, first)})
+    assert page.headers["link"] == f'<{page.links["next"]["url"]}>; rel="next"'
+    assert page.json()["next_cursor"] in page.links["next"]["url"]
+    assert [row["id"] for row in page.json()["items"]] == [second]
+    page = client.get(page.links["next"]["url"])
+    assert [row["id"] for row in page.json()["items"]] == [third]
+    assert "link" not in page.headers
+
+
 def test_a_page_after_the_last_row_is_empty(client: httpx.Client) -> None:
     page = client.get("/items/", params={"cursor": cursor_after("items", 2**63 - 1)}).json()
     assert page == {"items": [], "next_cursor": None}

@@ -1,0 +1,221 @@
+"""The sections of the configuration: their keys, defaults and bounds. They are read by `api.settings`."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import ssl
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
+DRIVERS = {"sqlite", "sqlite+aiosqlite", "postgresql", "postgresql+asyncpg", "postgresql+psycopg"}
+# As the environment spells them.
+SWITCHES = ("true", "false")
+CONFLICT: Final = "conflict"
+
+
+def conflict(key: str, reason: str, section: str = "") -> PydanticCustomError:
+    """What is wrong is not one value but two: `key` is the one to name, the reason names the other."""
+    return PydanticCustomError(CONFLICT, "{reason}", {"key": key, "reason": reason, "section": section})
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_switch(cls, value: object, info: ValidationInfo) -> object:
+        # The environment brings numbers as text, so text is read; true would be read as 1.
+        wanted = cls.model_fields[info.field_name or ""].annotation
+        if wanted is bool:
+            if not isinstance(value, bool) and value not in SWITCHES:
+                raise ValueError("is true or false")
+        elif isinstance(value, bool):
+            raise ValueError("true and false are no values of this setting")
+        return value
+
+
+class ServiceSettings(Section):
+    title: str = Field(default="Inventory", min_length=1, description="The name in the documentation.")
+
+
+class ServerSettings(Section):
+    host: str = Field(default="127.0.0.1", min_length=1, description="The address to listen on.")
+    port: int = Field(default=8000, ge=0, le=65535, description="The port; 0 takes any that is free.")
+    unix_socket: str = Field(
+        default="", description="The path of a Unix socket to listen on; host and port are then unused."
+    )
+    workers: int = Field(default=1, ge=1, le=256, description="Processes that serve.")
+    trusted_proxies: str = Field(
+        default="127.0.0.1",
+        description="The proxies whose X-Forwarded headers are believed: addresses, networks, or *.",
+    )
+    tls_certificate: str = Field(
+        default="", description="The file of the certificate and its chain, in PEM; empty is no TLS."
+    )
+    tls_key: str = Field(default="", description="The file of the certificate's private key, in PEM.")
+    reload: bool = Field(
+        default=False, description="Whether to start anew when a source file changes; for development."
+    )
+    keep_alive_timeout: int = Field(
+        default=5, ge=1, description="Seconds until a connection without a request is closed."
+    )
+    graceful_shutdown_timeout: int = Field(
+        default=30,
+        ge=0,
+        description="Seconds that running requests have to finish after a stop signal.",
+    )
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_addresses(cls, proxies: str) -> str:
+        for proxy in filter(None, map(str.strip, proxies.split(","))):
+            if proxy != "*":
+                try:
+                    ip_network(proxy)
+                except ValueError:
+                    raise ValueError(f"{proxy} is no address, no network and not *") from None
+        return proxies
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        if self.reload and self.workers > 1:
+            raise conflict("reload", f"is for one process, and [server] workers is {self.workers}")
+        if self.tls_certificate and not self.tls_key:
+            raise conflict("tls_certificate", "needs [server] tls_key, the file of its private key")
+        if self.tls_key and not self.tls_certificate:
+            raise conflict("tls_key", "needs [server] tls_certificate, the file of its certificate")
+        if self.tls_certificate:
+            self._read_tls()
+        if self.unix_socket and not Path(self.unix_socket).absolute().parent.is_dir():
+            raise conflict("unix_socket", f"there is no folder {Path(self.unix_socket).absolute().parent}")
+        return self
+
+    def _read_tls(self) -> None:
+        for key in ("tls_certificate", "tls_key"):
+            try:
+                Path(getattr(self, key)).read_bytes()
+            except OSError as error:
+                raise conflict(key, f"{getattr(self, key)} cannot be read: {error.strerror}") from None
+        try:
+            # A password is never asked for: nobody may be there to type it.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+                self.tls_certificate, self.tls_key, password=lambda: ""
+            )
+        except (ssl.SSLError, ValueError) as error:
+            reason = getattr(error, "reason", None) or str(error)
+            raise conflict("tls_certificate", f"cannot be used with [server] tls_key: {reason}") from None
+
+
+class DatabaseSettings(Section):
+    url: str = Field(
+        default="sqlite:///inventory.db",
+        repr=False,
+        description="SQLite or PostgreSQL; a relative path begins where the service is started.",
+    )
+    application_name: str = Field(
+        default="inventory", max_length=63, description="What PostgreSQL calls the connections."
+    )
+    password_file: str = Field(
+        default="", description="A file with the password, read for each new connection."
+    )
+    password_command: str = Field(
+        default="", description="A command that prints the password, run for each new connection."
+    )
+    pooler: bool = Field(
+        default=False, description="Whether a pooler such as PgBouncer stands before PostgreSQL."
+    )
+    pool_size: int = Field(default=10, ge=1, description="Connections at most, of each engine.")
+    pool_overflow: int = Field(
+        default=0, ge=0, description="Connections beyond pool_size in a rush, closed after it."
+    )
+    pool_timeout: float = Field(
+        default=10.0,
+        gt=0,
+        description="Seconds that a request waits for a connection before it gets 503.",
+    )
+    migrate_on_start: Literal["auto", "always", "never"] = Field(
+        default="auto", description="Whether a start migrates; auto: SQLite, and what never was."
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _is_ours(cls, url: str) -> str:
+        # Without the URL itself in the message: it may hold a password.
+        try:
+            driver = make_url(url).drivername
+        except (ArgumentError, ValueError):
+            raise ValueError("not a database URL such as sqlite:///inventory.db") from None
+        if driver not in DRIVERS:
+            raise ValueError(f"{driver} is not one of {', '.join(sorted(DRIVERS))}")
+        return url
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        if self.password_file and self.password_command:
+            raise conflict("password_command", "and [database] password_file cannot both be set")
+        for key in ("password_file", "password_command"):
+            if getattr(self, key) and make_url(self.url).password is not None:
+                raise conflict(key, "and a password in [database] url cannot both be set")
+        for key in ("password_file", "password_command", "pooler"):
+            if getattr(self, key) and self.is_sqlite:
+                raise conflict(key, "is for PostgreSQL, and [database] url is SQLite")
+        try:
+            words = shlex.split(self.password_command)
+        except ValueError as error:
+            raise conflict("password_command", f"is no command: {error}") from None
+        if words and shutil.which(words[0]) is None:
+            raise conflict("password_command", f"there is no program {words[0]}")
+        return self
+
+    @property
+    def shown(self) -> str:
+        """The URL without password and parameters, for people."""
+        return make_url(self.url).set(query={}).render_as_string(hide_password=True)
+
+    @property
+    def is_sqlite(self) -> bool:
+        return make_url(self.url).get_backend_name() == "sqlite"
+
+    @property
+    def file(self) -> Path | None:
+        """The file of a SQLite database; None for one in memory, and for PostgreSQL."""
+        return None if self.in_memory or not self.is_sqlite else Path(make_url(self.url).database or "")
+
+    @property
+    def in_memory(self) -> bool:
+        url = make_url(self.url)
+        return self.is_sqlite and (
+            url.database in (None, "", ":memory:")
+            or "mode=memory" in (url.database or "")
+            or url.query.get("mode") == "memory"
+        )
+
+    def pool(self) -> dict[str, Any]:
+        """The options of the engines' pools."""
+        return {
+            "pool_size": self.pool_size,
+            "max_overflow": self.pool_overflow,
+            "pool_timeout": self.pool_timeout,
+        }
+
+
+class UnitOfWorkSettings(Section):
+    settle_timeout: float = Field(
+        default=10.0,
+        gt=0,
+        description="Seconds that a COMMIT or ROLLBACK may take once it was sent.",
+    )
+
+
+class LoggingSettings(Section):
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="The least severe level that is written."
+    )
+    format: Literal["console", "json"] = Field(default="console", description="For people or machines.")

@@ -91,13 +91,13 @@ class Answer:
             # two bodies apart from here on, so none goes out, and the server cuts the connection.
             self._torn = True
             return
-        self._head = message
         unit = self._unit
+        if unit.is_sync:  # a thread does not see that its request was cancelled
+            await anyio.lowlevel.checkpoint_if_cancelled()
+        self._head = message  # not before: who catches the cancellation may answer it
         self._commit = commit = unit.options.commits(self._status(message))
         try:
             if not (unit.outlives_start and _has_body(message) and (commit or unit.failure is None)):
-                if unit.is_sync:  # a thread does not see that its request was cancelled
-                    await anyio.lowlevel.checkpoint_if_cancelled()
                 await unit.settle(commit=commit)
             elif commit:
                 await unit.judge()
@@ -220,7 +220,7 @@ class Answer:
     def _refuse(self, error: Exception) -> None:
         """From here on nothing that the app sends goes out, with or without a unit."""
         self._refused = error
-        self._exchange.server_send = _drop
+        self._exchange.server_send = drop
 
     async def end(self) -> None:
         """The app has ended and its last body has not gone out: refused, cut off or never begun."""
@@ -310,8 +310,8 @@ def _has_body(head: Message) -> bool:
     return head["status"] not in (204, 304) and _length(head) != b"0"
 
 
-async def _drop(message: Message) -> None:
-    """What is sent of an answer that the client does not get."""
+async def drop(message: Message) -> None:
+    """A `send` for what the client does not get."""
 
 
 def _is_being_cancelled(error: BaseException) -> bool:

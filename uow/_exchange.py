@@ -10,7 +10,7 @@ from functools import partial
 from starlette.types import Message, Receive, Scope, Send
 
 from . import _messages
-from ._answer import Answer
+from ._answer import Answer, drop
 from ._context import AFTERWARDS, Place
 from ._options import UnitOptions, options_of
 from ._unit import UnitOfWork
@@ -135,3 +135,8 @@ class Exchange(Place):
         if self.unit is not None or self._answer is not None:
             await self.answer.end()
         self.over = True
+
+    def let_go(self) -> None:
+        """The request is over: what knows each other would be kept until a garbage collection."""
+        self._answer = None
+        self.server_send = drop  # for a task that has kept `send`

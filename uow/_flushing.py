@@ -26,21 +26,19 @@ class Flushing:
 
     def watching(self, execute: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, object]:
         """The answer of a statement, and an object that somebody has changed while it ran; None if none."""
-        before = [_values(found) for found in self._objects]
+        before = [(found, found.__dict__.copy(), _changes(found)) for found in self._objects]
         answer = execute(*args, **kwargs)
-        pairs = zip(self._objects, before, strict=True)
-        return answer, next((found for found, values in pairs if _changed(found, values)), None)
+        for found, values, changes in before:
+            if changes != _changes(found) or _differs(values, found.__dict__):
+                return answer, found
+        return answer, None
 
 
-def _values(found: object) -> tuple[dict[str, Any], int]:
-    return found.__dict__.copy(), len(instance_state(found).committed_state)
+def _changes(found: object) -> int:
+    return len(instance_state(found).committed_state)
 
 
-def _changed(found: object, before: tuple[dict[str, Any], int]) -> bool:
-    values, changes = _values(found)
-    old, old_changes = before
-    return (
-        changes != old_changes
-        or values.keys() != old.keys()
-        or any(values[name] is not value for name, value in old.items())
+def _differs(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    return len(before) != len(after) or any(
+        after.get(name, before) is not value for name, value in before.items()
     )

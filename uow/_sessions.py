@@ -212,6 +212,16 @@ class UnitSession(Session):
     def close(self) -> None:
         """Do nothing: the unit closes its session when it is settled."""
 
+    def _flush(self, objects: Any = None) -> None:
+        """What SQLAlchemy's `flush` calls where there is something to write; listeners would cost more."""
+        work = self.work
+        if work.asynchronous:
+            work.flushing = Flushing(self)
+        try:
+            super()._flush(objects)
+        finally:
+            work.flushing = None
+
     def _settle_here(self, call: str) -> None:
         self.work.check_open()
         self.work.unit.database.handler_settles(self.work.name, call)
@@ -267,24 +277,9 @@ def _after_begin(session: UnitSession, transaction: SessionTransaction, connecti
     session.work.began(connection)
 
 
-@event.listens_for(UnitSession, "before_flush")
-def _before_flush(session: UnitSession, *_: object) -> None:
-    if session.work.asynchronous:
-        session.work.flushing = Flushing(session)
-
-
-@event.listens_for(UnitSession, "after_flush")
-def _after_flush(session: UnitSession, *_: object) -> None:
-    session.work.flushing = None
-
-
 @event.listens_for(UnitSession, "after_soft_rollback")
 def _after_soft_rollback(session: UnitSession, ended: SessionTransaction) -> None:
-    """A flush has failed, if one was under way.
-
-    The root transaction is gone, also where no connection was there to tell of it.
-    """
-    session.work.flushing = None
+    """The root transaction is gone, also where no connection was there to tell of it."""
     root = session.get_transaction()
     if ended.parent is None or (root is not None and not root.is_active):
         session.work.rolled_back()

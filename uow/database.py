@@ -108,7 +108,12 @@ class Database:
         self._set_up(next(iter(engines.values())).url, settle_timeout, observer, {})
         self._use_sessions(session_class, async_session_class, handlers_settle)
         self.own = False
-        self.has_reader = reader is not None or sync_reader is not None
+        # Of each kind that is there: a GET that reads through its writer has something to commit.
+        self.has_reader = all(
+            engine is not engines.get(("writer", key[1]))
+            for key, engine in engines.items()
+            if key[0] == "reader"
+        )
         self._engines = dict(engines)
         for sync_engine in {id(e): e for e in map(_sync_engine, engines.values())}.values():
             listen(sync_engine, self.adapter, observer)

@@ -62,6 +62,8 @@ class UnitOfWorkMiddleware:
                 await exchange.end()
         finally:
             leave(exchange.token)
+            if exchange.unit is not None:
+                exchange.let_go()
 
     async def _pass_by(self, scope: Scope, receive: Receive, send: Send) -> None:
         """What is no HTTP request has no unit; a WebSocket can open its own with `new_unit()`."""

@@ -189,7 +189,7 @@ class Stepped(Coroutine[Any, Any, Any]):
         self._inner.close()
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        raise NotImplementedError("only a task drives it")
+        raise TypeError("only a task drives it")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)  # anyio looks at `cr_running` and its like

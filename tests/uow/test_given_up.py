@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from contextvars import copy_context
 from typing import Any
 
+import anyio
 import pytest
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
@@ -16,12 +17,13 @@ from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
 
 from tests.support.asgi import run_asgi
 from tests.support.backends import Backend, Mode, SqliteBackend
 from tests.uow.conftest import Connect
 from tests.uow.units import app_of, elsewhere, endpoint, insert, make_tables, names, request
-from uow import Database, current_session, errors, unit_options
+from uow import Database, UnitOfWorkMiddleware, current_session, current_sync_session, errors, unit_options
 from uow.engines.writer_pool import Turn
 
 
@@ -90,6 +92,60 @@ async def test_a_reader_that_is_the_users_writer_keeps_what_it_acknowledges(back
     assert names(backend) == ["first", "second"]
     assert len(connected) == 1
     await engine.dispose()
+
+
+@pytest.mark.backends("sqlite", "pg18")
+@pytest.mark.parametrize("reader", ["none", "of the other kind", "the writer itself"])
+async def test_L1_a_get_that_may_write_is_committed_before_its_answer_begins(
+    backend: Backend, mode: Mode, reader: str
+) -> None:
+    """A reader of one kind does not make the other kind's requests read-only."""
+    make_tables(backend)
+    async_engine = create_async_engine(backend.url("async"))
+    sync_engine = create_engine(backend.url("sync"))
+    ours: dict[str, Any] = {"writer": async_engine}
+    others: dict[str, Any] = {"sync_reader": sync_engine}
+    if mode == "sync":
+        ours, others = {"sync_writer": sync_engine}, {"reader": async_engine}
+    if reader == "of the other kind":
+        ours |= others
+    elif reader == "the writer itself":
+        ours |= {name.replace("writer", "reader"): engine for name, engine in ours.items()}
+    database = Database.from_engines(**ours)
+    at_start: list[list[str]] = []
+
+    async def look(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            at_start.append(names(backend))
+
+    async def looking(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_after_a_look(message: Message) -> None:
+            await look(message)
+            await send(message)
+
+        await app_of(endpoint(mode, insert("kept")), database)(scope, receive, send_after_a_look)
+
+    assert (await run_asgi(looking, "GET", "/work")).status == 201
+    assert at_start == [["kept"]]
+    sync_engine.dispose()
+    await async_engine.dispose()
+
+
+@pytest.mark.backends("sqlite", "pg18")
+async def test_L12_who_gives_up_on_a_thread_may_answer_for_it(backend: Backend, database: Database) -> None:
+    """A time-out around a `def` endpoint: its own answer goes out, and nothing was kept."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        with anyio.CancelScope() as given_up:
+            await anyio.to_thread.run_sync(lambda: insert("lost")(current_sync_session()))
+            given_up.cancel()
+            await Response(status_code=201)(scope, receive, send)
+        if given_up.cancelled_caught:
+            await Response(status_code=504)(scope, receive, send)
+
+    recorder = await run_asgi(UnitOfWorkMiddleware(app, database=database), "POST", "/work")
+
+    assert (recorder.status, recorder.complete, names(backend)) == (504, True, [])
 
 
 async def test_a_block_that_a_generator_ends_in_another_context_runs_its_callbacks(

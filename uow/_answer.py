@@ -253,11 +253,13 @@ class Answer:
         handler = None if self._handled else _handler_of(self._exchange.scope, error)
         response = None if handler is None else await self._handled_by(handler, error)
         if response is None:
+            unit = self._exchange.unit
+            known: dict[str, Any] = {} if unit is None else {"outcome": unit.outcome}
             response = problem_response(
                 self._problem(error) or PROBLEMS[Condition.OTHER],
                 detail=str(error) if isinstance(error, UnitOfWorkError) else None,
                 instance=self._exchange.scope["path"],
-                outcome="rolled_back" if self._exchange.unit is None else self._exchange.unit.outcome,
+                **known,
             )
         await response(self._exchange.scope, self._exchange.server_receive, self._send)
 

@@ -13,6 +13,7 @@ from . import _messages
 from ._answer import Answer, drop
 from ._context import AFTERWARDS, Place
 from ._options import UnitOptions, options_of
+from ._rules import Rules
 from ._unit import UnitOfWork
 from .database import Database
 from .errors import NoUnitOfWork
@@ -27,6 +28,7 @@ class Settings:
     reading: UnitOptions
     read_only_methods: frozenset[str]
     check_wiring: Callable[[Scope], None]
+    rules: Rules | None
 
 
 class Exchange(Place):
@@ -81,7 +83,7 @@ class Exchange(Place):
 
     def _make_unit(self) -> UnitOfWork:
         """The unit; once the answer has begun only one that it may keep, for what it streams."""
-        options = partial(options_of, self.scope, self._default_options())
+        options = partial(options_of, self.scope, self._default_options(), self._settings.rules)
         around = self.token.old_value  # a request may be made inside of a unit, in a test for example
         outer = around.unit if isinstance(around, Place) else None
         unit = UnitOfWork(self.database, self.name, options, is_request=True, outer=outer)

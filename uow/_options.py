@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection, Iterable, MutableMapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.routing import Match
+
+if TYPE_CHECKING:
+    from ._rules import Rules
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 HttpScope = MutableMapping[str, Any]
@@ -55,6 +59,28 @@ def checked_seconds(seconds: float | None) -> float | None:
     return seconds
 
 
+def checked_options(
+    *,
+    read_only: bool | None = None,
+    isolation: str | None = None,
+    commit_on: Collection[int] | None = None,
+    snapshot: bool | None = None,
+    stream_timeout: float | None = None,
+) -> dict[str, Any]:
+    """The options that were given, without those that are None; ValueError for what does not exist."""
+    given: dict[str, Any] = {
+        "read_only": read_only,
+        "isolation": checked_isolation(isolation),
+        "commit_on": None if commit_on is None else checked_statuses(commit_on),
+        "snapshot": snapshot,
+        "stream_timeout": checked_seconds(stream_timeout),
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+OPTION_NAMES = tuple(inspect.signature(checked_options).parameters)
+
+
 def unit_options(
     *,
     read_only: bool | None = None,
@@ -72,30 +98,31 @@ def unit_options(
     `stream_timeout`: seconds after which a read-only unit is taken from an answer that is still streaming.
     Place it directly above the `def`. Raises ValueError for what does not exist.
     """
-    given: dict[str, Any] = {
-        "read_only": read_only,
-        "isolation": checked_isolation(isolation),
-        "commit_on": None if commit_on is None else checked_statuses(commit_on),
-        "snapshot": snapshot,
-        "stream_timeout": checked_seconds(stream_timeout),
-    }
+    given = checked_options(
+        read_only=read_only,
+        isolation=isolation,
+        commit_on=commit_on,
+        snapshot=snapshot,
+        stream_timeout=stream_timeout,
+    )
 
     def mark(endpoint: Endpoint) -> Endpoint:
-        setattr(endpoint, _MARK, {name: value for name, value in given.items() if value is not None})
+        setattr(endpoint, _MARK, given)
         return endpoint
 
     return mark
 
 
-def options_of(scope: HttpScope, default: UnitOptions) -> UnitOptions:
-    """The options of the unit of this request: the default, changed by its endpoint's decorator."""
-    endpoint = scope.get("endpoint")
-    if endpoint is None or hasattr(endpoint, "routes"):
-        endpoint = _endpoint_of(scope, getattr(scope.get("app"), "routes", ()))
+def options_of(scope: HttpScope, default: UnitOptions, rules: Rules | None = None) -> UnitOptions:
+    """The options of a request's unit: the default < the decorator of its endpoint < the rules."""
+    endpoint = found = scope.get("endpoint")
+    if found is None or hasattr(found, "routes"):
+        endpoint = found = _endpoint_of(scope, getattr(scope.get("app"), "routes", ()))
     if isinstance(endpoint, type):  # a class-based endpoint is marked at its method
         endpoint = getattr(endpoint, scope["method"].lower(), endpoint)
     marked = getattr(endpoint, _MARK, None)
-    return replace(default, **marked) if marked else default
+    options = replace(default, **marked) if marked else default
+    return options if rules is None else rules.change(options, scope, found)
 
 
 def _endpoint_of(scope: HttpScope, routes: Iterable[Any]) -> Any:

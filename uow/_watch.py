@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from concurrent.futures import Future
 from enum import Enum, auto
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from greenlet import getcurrent
@@ -59,8 +60,8 @@ class Watch(Turns):
     """What a unit has done on its connection, and whether that can still be committed."""
 
     __slots__ = (
-        "_acknowledged", "_committing", "_depth", "_failure_depth", "_internal", "_results", "_settler",
-        "abandoned", "adapter", "commit_failed", "commit_sent", "connections", "ended", "failure",
+        "_acknowledged", "_asked", "_committing", "_depth", "_failure_depth", "_internal", "_results",
+        "_settler", "abandoned", "adapter", "commit_failed", "commit_sent", "connections", "ended", "failure",
         "flushing", "in_autocommit", "outcome", "phase", "read_only", "statements", "streams", "unit",
     )  # fmt: skip
 
@@ -77,6 +78,7 @@ class Watch(Turns):
         self.outcome: Outcome | None = None
         self.commit_sent = False
         self.commit_failed = False  # in the driver; a listener of somebody's may fail before it is asked
+        self._asked = 0.0  # when the session asked for its connection, for the observer
         self._committing = False
         self._acknowledged = False
         self.abandoned = False
@@ -117,6 +119,8 @@ class Watch(Turns):
                 raise self.doomed() from self.failure
             if not self.connections:
                 self.unit.check_outer()
+                if self.unit.database.observed:
+                    self._asked = perf_counter()
         except BaseException:
             self.give()
             raise
@@ -164,6 +168,8 @@ class Watch(Turns):
         if self.abandoned:  # the pool handed it over to a call that nobody waited for any more
             connection.invalidate()
             raise _messages.closed(self.name)
+        if self.unit.database.observed:
+            self.unit.database.tell_connected(self.unit, perf_counter() - self._asked)
         if SECONDS_TO_BEGIN in connection.__dict__:
             self.tell(connection.__dict__[SECONDS_TO_BEGIN])
 

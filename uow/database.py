@@ -277,6 +277,11 @@ class Database:
             for engine in {id(e): e for e in map(_sync_engine, self._engines.values())}.values():
                 tap.engine_made(engine)
 
+    def tell_connected(self, unit: UnitOfWork, waited: float) -> None:
+        """Tell the observer, if there is one."""
+        if self._observer is not None:
+            self._tell(self._observer.connected, unit, waited)
+
     def tell_statement(self, unit: UnitOfWork, seconds: float) -> None:
         """Tell the observer, if there is one."""
         if self._observer is not None:
@@ -314,10 +319,11 @@ class Database:
             kind = "an async" if asynchronous else "a sync"
             raise ValueError(f"this database was made from engines, and {kind} {role} is not among them")
         read_only = role == "reader"
-        url, options = self.adapter.engine_arguments(
-            self.adapter.resolve(self.url), self._options, asynchronous=asynchronous, read_only=read_only
-        )
+        url = self.adapter.resolve(self.url)
         try:
+            url, options = self.adapter.engine_arguments(
+                url, self._options, asynchronous=asynchronous, read_only=read_only
+            )
             engine = create_async_engine(url, **options) if asynchronous else create_engine(url, **options)
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ._context import Block, enter, leave, unit_around
 from ._exchange import Exchange, Settings
 from ._options import UnitOptions, checked_seconds, checked_statuses
+from ._rules import Rules
 from .database import Database
 from .wiring import log_findings
 
@@ -26,7 +28,12 @@ class UnitOfWorkMiddleware:
     document. Requests with `read_only_methods` get a unit that the database holds to reading; if their
     answer streams, it may go on reading until its last byte, for at most `stream_timeout` seconds.
 
-    Raises ValueError if `commit_on` names what is no 4xx or 5xx status.
+    `rules` are options for the units of chosen routes, over those of `unit_options`: each is a mapping with
+    `match`, the route as it is declared ("POST /orders/"; "*" for any method; a path that ends in "*" for
+    all that begin so), and keywords of `unit_options`. All that match count, in their order.
+
+    Raises ValueError if `commit_on` names what is no 4xx or 5xx status, and for a wrong rule. A rule that
+    matches no route stops the start of the app; where no start is announced, the first unit raises it.
     """
 
     def __init__(
@@ -37,13 +44,15 @@ class UnitOfWorkMiddleware:
         commit_on: Collection[int] = (),
         read_only_methods: Collection[str] = ("GET", "HEAD", "OPTIONS"),
         stream_timeout: float | None = 300.0,
+        rules: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.app = app
         self.database = database
         writing = UnitOptions(commit_on=checked_statuses(commit_on))
         reading = replace(writing, read_only=True, stream_timeout=checked_seconds(stream_timeout))
         methods = frozenset(method.upper() for method in read_only_methods)
-        self._settings = Settings(database, writing, reading, methods, self._check_wiring)
+        self._rules = Rules(rules, app) if rules else None
+        self._settings = Settings(database, writing, reading, methods, self._check_wiring, self._rules)
         self._checked_wiring = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,8 +77,12 @@ class UnitOfWorkMiddleware:
     async def _pass_by(self, scope: Scope, receive: Receive, send: Send) -> None:
         """What is no HTTP request has no unit; a WebSocket can open its own with `new_unit()`."""
         if scope["type"] != "websocket":
-            self._check_wiring(scope)
-            await self.app(scope, receive, send)
+            if (wrong := self._wrong_rule()) is None:
+                self._check_wiring(scope)
+                await self.app(scope, receive, send)
+            else:
+                await receive()
+                await send({"type": "lifespan.startup.failed", "message": str(wrong)})
             return
 
         async def send_settled(message: Message) -> None:
@@ -83,6 +96,15 @@ class UnitOfWorkMiddleware:
             await self.app(scope, receive, send_settled)
         finally:
             leave(token)
+
+    def _wrong_rule(self) -> ValueError | None:
+        """What keeps the app from starting: a rule that matches no route."""
+        try:
+            if self._rules is not None:
+                self._rules.bind()
+        except ValueError as wrong:
+            return wrong
+        return None
 
     def _check_wiring(self, scope: Scope) -> None:
         """Log what is wrong with the wiring: at the start, or with the first unit where there is none."""

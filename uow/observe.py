@@ -17,6 +17,13 @@ class UnitObserver(Protocol):
     session come from its worker thread. What an observer raises is logged and changes nothing.
     """
 
+    def connected(self, unit: UnitOfWork, waited: float) -> None:
+        """The unit has its connection, after `waited` seconds, and gives it back before `settled()`.
+
+        It has waited for a place in the pool, for a new connection if one was made, and on SQLite for the
+        turn of a writer. A reader tells it again when it goes on inside of a transaction.
+        """
+
     def statement(self, unit: UnitOfWork, seconds: float) -> None:
         """The unit sent something to the database that took `seconds` and may have failed.
 

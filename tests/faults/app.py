@@ -40,6 +40,9 @@ class Told:
         self.outcomes: dict[str, str | None] = {}
         self.gone: list[str] = []
 
+    def connected(self, unit: UnitOfWork, waited: float) -> None:
+        pass
+
     def statement(self, unit: UnitOfWork, seconds: float) -> None:
         pass
 

@@ -105,6 +105,9 @@ class App:
 
     # -- the observer
 
+    def connected(self, unit: UnitOfWork, waited: float) -> None:
+        pass
+
     def statement(self, unit: UnitOfWork, seconds: float) -> None:
         pass
 

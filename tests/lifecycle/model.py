@@ -120,6 +120,10 @@ def tell_on_commit(name: str) -> None:
 class TellingObserver:
     """Tells the outcome of each unit."""
 
+    def connected(self, unit: UnitOfWork, waited: float) -> None:
+        """Count it."""
+        count("connected")
+
     def statement(self, unit: UnitOfWork, seconds: float) -> None:
         """Count it."""
         count("statements")

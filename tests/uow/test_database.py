@@ -293,6 +293,18 @@ def show(setting: str) -> Any:
     return lambda session: session.execute(text(f"SHOW {setting}")).scalar_one()
 
 
+@pytest.mark.backends("pg18")
+async def test_a_word_of_libpq_that_asyncpg_does_not_know_is_named(
+    backend: Backend, connect: Connect
+) -> None:
+    url = f"{backend.database_url}?sslmode=disable&sslrootcert=/etc/ca.pem&options=-c%20work_mem%3D5MB"
+    database = connect(url)
+
+    with pytest.raises(ValueError, match=r"no options, sslrootcert in a URL; write postgresql\+psycopg://"):
+        await within(database, "async", count)
+    assert await within(database, "sync", show("work_mem")) == "5MB"
+
+
 def test_it_shows_no_password() -> None:
     database = Database("postgresql://user:secret@host/name")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextvars import ContextVar
+from itertools import count as count_up
 from typing import Any
 
 import pytest
@@ -47,6 +48,27 @@ async def test_it_is_told_of_each_statement_and_once_of_the_end(
     assert [name for name, _ in told.statements].count("reading") >= 1
 
 
+async def test_it_is_told_once_how_long_a_unit_waited_for_its_connection(
+    backend: Backend, connect: Connect, mode: Mode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tables(backend)
+    told = Told()
+    database = connect(backend, observer=told)
+    clock = count_up()
+    monkeypatch.setattr("uow._watch.perf_counter", lambda: float(next(clock)))
+
+    def both(session: Session) -> None:
+        insert("nut")(session)
+        count(session)
+
+    async with database.new_unit(name="idle"):
+        pass
+    await within(database, mode, both, name="first")
+    await within(database, mode, count, read_only=True, name="second")
+
+    assert told.waits == [("first", 1.0), ("second", 1.0)]
+
+
 class InContext(Told):
     def __init__(self) -> None:
         super().__init__()
@@ -77,6 +99,9 @@ async def test_it_is_called_in_the_context_of_the_request(
 
 
 class Broken(Told):
+    def connected(self, unit: UnitOfWork, waited: float) -> None:
+        raise LookupError("in connected")
+
     def statement(self, unit: UnitOfWork, seconds: float) -> None:
         raise LookupError("in statement")
 
@@ -98,7 +123,7 @@ async def test_an_observer_that_fails_is_logged_and_changes_nothing(
 
     assert recorder.status == 201
     assert names(backend) == ["nut"]
-    assert {"in statement", "in settled", "in client_gone"} <= {
+    assert {"in connected", "in statement", "in settled", "in client_gone"} <= {
         str(record.exc_info[1]) for record in caplog.records if record.exc_info
     }
 

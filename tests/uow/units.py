@@ -128,9 +128,13 @@ class Told:
     """An observer that writes down what it is told."""
 
     def __init__(self) -> None:
+        self.waits: list[tuple[str, float]] = []
         self.statements: list[tuple[str, float]] = []
         self.outcomes: list[tuple[str, str | None]] = []
         self.gone: list[str] = []
+
+    def connected(self, unit: UnitOfWork, waited: float) -> None:
+        self.waits.append((unit.name, waited))
 
     def statement(self, unit: UnitOfWork, seconds: float) -> None:
         self.statements.append((unit.name, seconds))

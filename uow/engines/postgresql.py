@@ -8,6 +8,7 @@ inside a transaction block only where a stream, a savepoint or a snapshot needs 
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any
 
 from sqlalchemy import URL, Engine, event
@@ -136,7 +137,20 @@ def _for_asyncpg(url: URL, given: dict[str, Any], settings: dict[str, str]) -> t
     seconds = query.pop("timeout", None)
     if isinstance(seconds, str):
         arguments["timeout"] = float(seconds) or None  # libpq says 0 for no limit
+    if query and (unknown := sorted(query.keys() - _keywords_of_asyncpg())):
+        raise ValueError(
+            f"asyncpg knows no {', '.join(unknown)} in a URL; write postgresql+psycopg://, whose driver "
+            f"takes all that libpq does, or give asyncpg's own keywords as connect_args"
+        )
     return url.set(query=query), arguments | given | {"server_settings": arguments["server_settings"]}
+
+
+@functools.cache
+def _keywords_of_asyncpg() -> frozenset[str]:
+    """What a URL may say to asyncpg: an unknown one would be a TypeError with the first connection."""
+    import asyncpg  # here: not everybody has it
+
+    return frozenset(inspect.signature(asyncpg.connect).parameters) | {"prepared_statement_cache_size"}
 
 
 def _for_libpq(url: URL, given: dict[str, Any], settings: dict[str, str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_docs import programs
+from tests.support.pages import programs
 from uow.testing import plugin
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -1,6 +1,10 @@
-"""The examples as a server process runs them, with two routes more that end in an unusual way."""
+"""The examples as a server process runs them, the first two with routes more that end in an unusual way.
+
+The programs of `examples/moving` may run in the environment of a peer, so that nothing else is imported here.
+"""
 
 import os
+from importlib import import_module
 from typing import Any
 
 from fastapi import FastAPI
@@ -41,6 +45,21 @@ def depends() -> FastAPI:
     async def twice(name: str, db: Db) -> dict[str, str]:
         return await _twice(db, Item(id=1, name=name), Item(id=1, name="again"))
 
+    return app
+
+
+def moving() -> FastAPI:
+    """The program that the environment names."""
+    _prepare()
+    app: FastAPI = import_module(os.environ["TESTS_PROGRAM"]).app
+    return app
+
+
+def moving_from_pure_asgi() -> FastAPI:
+    """The same with the other middleware of context-async-sqlalchemy."""
+    app = moving()
+    app.user_middleware.clear()
+    app.add_middleware(import_module("context_async_sqlalchemy.asgi_utils").ASGIHTTPDBSessionMiddleware)
     return app
 
 

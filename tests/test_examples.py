@@ -6,46 +6,13 @@ Both apps are real uvicorn processes; what is in the database is looked at throu
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 
-import httpx
 import pytest
 
-from tests.support.backends import SqliteBackend
+from tests.served_examples import Example
 from tests.support.hold import hold_commits
-from tests.support.server import Serve, UvicornServer
+from tests.support.server import Serve
 from tests.support.wait import wait_until
-
-COMMIT_IS_REFUSED = """
-CREATE TABLE watched (item_id INTEGER REFERENCES items (id) DEFERRABLE INITIALLY DEFERRED);
-CREATE TRIGGER watch AFTER INSERT ON items WHEN NEW.name = 'refused at commit'
-BEGIN INSERT INTO watched VALUES (-1); END;
-"""
-
-
-class Example:
-    """One of the examples, served, and its database file."""
-
-    def __init__(self, name: str, folder: Path, serve: Serve) -> None:
-        folder.mkdir()
-        self.backend = SqliteBackend(folder)
-        self.backend.path = folder / "items.db"
-        self.server: UvicornServer = serve(
-            f"tests.example_apps:{name}", backend=self.backend, env={"TESTS_FOLDER": str(folder)}
-        )
-        self.client = self.server.client()
-        self.backend.execute(COMMIT_IS_REFUSED)
-
-    def names(self) -> list[str]:
-        """The names of the items that a second connection finds."""
-        self.backend.wait_until_at_rest()
-        return [name for (name,) in self.backend.query("SELECT name FROM items ORDER BY id")]
-
-    def wait_until_logged(self, text: str) -> None:
-        wait_until(lambda: text in self.server.log(), f"{text!r} in the log of the server")
-
-    def post(self, path: str, name: str) -> httpx.Response:
-        return self.client.post(path, params={"name": name})
 
 
 @pytest.fixture(scope="module")
@@ -63,20 +30,19 @@ def served(serve_module: Serve, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 @pytest.fixture(params=["quickstart", "depends"])
 def either(request: pytest.FixtureRequest, served: dict[str, Example]) -> Example:
-    example = served[request.param]
-    example.backend.execute("DELETE FROM items")
-    return example
+    served[request.param].empty()
+    return served[request.param]
 
 
 @pytest.fixture
 def quickstart(served: dict[str, Example]) -> Example:
-    served["quickstart"].backend.execute("DELETE FROM items")
+    served["quickstart"].empty()
     return served["quickstart"]
 
 
 @pytest.fixture
 def depends(served: dict[str, Example]) -> Example:
-    served["depends"].backend.execute("DELETE FROM items")
+    served["depends"].empty()
     return served["depends"]
 
 

@@ -16,11 +16,11 @@ from typing import Self
 from benchmarks.hazards.catalogue import Hazard
 from benchmarks.hazards.findings import HELD, Finding
 from benchmarks.hazards.peers import Peer
-from benchmarks.hazards.stage import Hanging, PeerServer, Stage, make_tables
+from benchmarks.hazards.stage import Hanging, Stage, make_tables
 from tests.support.backends import Backend, PostgresBackend, SqliteBackend
 from tests.support.postgres import PostgresServers
 from tests.support.processes import clean_environment
-from tests.support.server import ROOT
+from tests.support.server import ROOT, UvicornServer
 from tests.support.wait import NeverHappened
 
 Tell = Callable[[Peer, str], None]
@@ -96,9 +96,9 @@ class Runner:
         """A fresh server on a fresh database."""
         folder = Path(tempfile.mkdtemp(prefix=f"{peer.name}-", dir=self._folder))
         backend = self._backend(hazard, folder)
-        server = PeerServer(
-            self._python(peer),
-            peer,
+        server = UvicornServer(
+            f"{peer.module}:create_app",
+            python=self._python(peer),
             folder=folder,
             env={**backend.environment(), **hazard.env},
             graceful_shutdown=hazard.graceful_shutdown,

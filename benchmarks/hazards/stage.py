@@ -2,9 +2,8 @@
 
 import contextlib
 import http.client
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, cast
 
 import httpx
@@ -36,17 +35,6 @@ INSERT INTO counters VALUES (1, 0);
 
 class Hanging(Exception):
     """A request got no answer in time."""
-
-
-class PeerServer(UvicornServer):
-    """`uvicorn` with the interpreter of the peer's environment."""
-
-    def __init__(self, python: Path, peer: Peer, **options: Any) -> None:
-        super().__init__(f"{peer.module}:create_app", **options)
-        self._python = python
-
-    def _command(self) -> Sequence[str]:
-        return [str(self._python), *super()._command()[1:]]
 
 
 class Stage:

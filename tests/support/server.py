@@ -162,7 +162,7 @@ class UvicornServer(ServerProcess):
 
     `app` is "module:factory"; with `factory=False` it is "module:app". `graceful_shutdown` is
     `--timeout-graceful-shutdown` in seconds, `loop` is `--loop`, `extra` are more options as on the
-    command line.
+    command line. `python` is the interpreter, where it is not the one of the tests.
     """
 
     def __init__(
@@ -176,9 +176,11 @@ class UvicornServer(ServerProcess):
         graceful_shutdown: int | None = None,
         loop: Literal["auto", "asyncio", "uvloop"] = "auto",
         extra: Sequence[str] = (),
+        python: Path = Path(sys.executable),
     ) -> None:
         super().__init__(folder=folder, env=env)
         self.workers = workers
+        self._python = python
         options = ["--factory"] if factory else []
         if graceful_shutdown is not None:
             options += ["--timeout-graceful-shutdown", str(graceful_shutdown)]
@@ -188,7 +190,7 @@ class UvicornServer(ServerProcess):
 
     def _command(self) -> Sequence[str]:
         place = ["--host", "127.0.0.1", "--port", str(self.port), "--no-use-colors"]
-        return [sys.executable, "-m", "uvicorn", *self._arguments, *place]
+        return [str(self._python), "-m", "uvicorn", *self._arguments, *place]
 
     def _is_up(self, news: str) -> bool:
         return "Uvicorn running on" in news and news.count("Application startup complete.") >= self.workers

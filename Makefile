@@ -10,15 +10,17 @@ CONFIG ?= config.toml
 PORT ?=
 ARGS ?=
 UPGRADE ?=
+FUZZ ?= 200
 
 BIN := $(VENV)/bin
-SOURCES := $(wildcard uow api tests benchmarks examples)
+SOURCES := $(wildcard uow api tests benchmarks examples docs)
 INSTALL := $(BIN)/uv pip install -q --python $(BIN)/python --require-hashes
 COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
 PROJECT := $(COMPILE) pyproject.toml --extra service
 
-# The peers that the hazards are measured on: one of them excludes the others' FastAPI.
+# The peers that the hazards are measured on, and that docs/moving moves from: one of them excludes the
+# others' FastAPI. The tests look for these folders beside their own environment.
 HAZARDS := benchmarks/hazards
 PEERS := $(VENV)-peers
 PEERS_SQLA := $(VENV)-peers-fastapi-sqla
@@ -30,12 +32,14 @@ PARALLEL := $(if $(ARGS),,-n auto --dist loadfile)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check bench hazards matrix format lock clean
+.PHONY: help run test fuzz check docs bench hazards matrix format lock clean
 
 help:
 	@echo 'make run     serve the inventory on 127.0.0.1:8000 (PORT=9000 CONFIG=other.toml)'
 	@echo 'make test    every test, with the coverage of uow (a part of them: ARGS="-k commit")'
+	@echo 'make fuzz    random requests against the service, new ones in each run (FUZZ=1000: for longer)'
 	@echo 'make check   ruff, mypy, pyright and the architecture tests (pyright runs on node)'
+	@echo 'make docs    the site of the documentation, in build/docs/site (a broken link is an error)'
 	@echo 'make bench   the benchmarks (ARGS="--help" lists their options)'
 	@echo 'make hazards what goes wrong with whom: uow and its peers (ARGS="--peer uow")'
 	@echo 'make matrix  write which tests hold which promise into docs/lifecycle.md'
@@ -48,8 +52,12 @@ help:
 run: $(VENV)/.run
 	@exec $(BIN)/python -m api serve --config $(CONFIG) $(if $(PORT),--port $(PORT))
 
-test: $(VENV)/.dev
+# The programs of docs/moving run before and after, so the tests need the peers too.
+test: $(VENV)/.dev $(PEERS)/.installed $(PEERS_SQLA)/.installed
 	@$(BIN)/python -m pytest $(PARALLEL) $(COVERAGE) $(ARGS)
+
+fuzz: $(VENV)/.dev
+	@FUZZ=$(FUZZ) $(BIN)/python -m pytest -v tests/api/test_schemathesis.py $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check --output-format=concise $(SOURCES)
@@ -57,6 +65,10 @@ check: $(VENV)/.dev
 	$(BIN)/mypy --python-executable $(BIN)/python $(SOURCES)
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+docs: $(VENV)/.dev
+	@NO_COLOR=1 $(BIN)/python docs/build.py build/docs
+	@echo 'The site begins at build/docs/site/index.html'
 
 bench: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks $(ARGS)

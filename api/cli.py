@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from api.commands import check, database, serve, show
+from api.commands import check, database, key, serve, show
 
 
 class ServeByDefault(TyperGroup):
@@ -23,9 +23,11 @@ app = typer.Typer(
     cls=ServeByDefault,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="An inventory: items with stock, and orders that reserve it.",
     epilog="Exit codes: 0 as asked; 1 it could not be done, and why is on standard error; "
-    "2 the configuration or the command line is wrong.",
+    "2 the configuration or the command line is wrong; 65 the schema is not what the code needs; "
+    "69 the database cannot be used; 71 the address cannot be listened on; 130 it was interrupted.",
 )
-for group in (serve, check, database, show):
+for group in (serve, check, database, show, key):
     app.add_typer(group.commands)

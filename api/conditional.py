@@ -135,7 +135,7 @@ class Conditions:
 
 
 # All lines of the header are read; together they are one string of the form that is documented.
-_AS_ONE = WithJsonSchema({"type": "string"})
+_AS_ONE = WithJsonSchema({"type": "string", "pattern": rf"^(?:[ \t]*\*[ \t]*|{_TAGS.pattern})$"})
 
 IfMatch = Annotated[
     list[str] | None,

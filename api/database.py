@@ -47,12 +47,13 @@ def run_with_database(settings: Settings, work: Callable[[Database], Awaitable[T
             async with open_database(settings) as database:
                 return await work(database)
         finally:
-            await _end_of_threads()
+            await end_of_threads()
 
     return asyncio.run(run())
 
 
-async def _end_of_threads() -> None:
+async def end_of_threads() -> None:
+    """To be awaited at the end of an event loop in which a connection could not be made."""
     # The thread of an aiosqlite connection that could not be made tells the loop of its end a moment
     # later; if the loop is closed by then, that is a traceback below the message.
     threads = [each for each in threading.enumerate() if "_connection_worker_thread" in each.name]

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Literal
 
 import structlog
-from fastapi import APIRouter
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from api import migrations
 from api.problems import DomainError, documented
+from api.routing import Router
 from uow import current_session
 from uow.problems import Problem
 
-router = APIRouter(tags=["health"])
+router = Router(tags=["health"])
 log = structlog.stdlib.get_logger(__name__)
 
 
@@ -24,14 +24,16 @@ class NotReady(DomainError):
 
 
 class Alive(BaseModel):
-    status: Literal["alive"] = "alive"
+    """The process answers."""
+
+    status: Literal["alive"] = Field(default="alive", examples=["alive"])
 
 
 class Ready(BaseModel):
     """The database answers and has the schema that the code needs."""
 
-    status: Literal["ready"] = "ready"
-    revision: str
+    status: Literal["ready"] = Field(default="ready", examples=["ready"])
+    revision: str = Field(description="The newest migration.", examples=["0001"])
 
 
 @router.get("/livez", summary="Is the process alive?")

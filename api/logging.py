@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Any
 
 import structlog
+from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from api.keys import hide_keys
 from api.request_id import request_id_of
 from api.settings import LoggingSettings
 from uow import UnitOfWork
@@ -19,14 +23,23 @@ from uow import UnitOfWork
 log = structlog.stdlib.get_logger("api.request")
 
 
-def configure_logging(settings: LoggingSettings) -> None:
-    """Send the logs of the service and of its libraries to standard error, in one form."""
+def configure_logging(settings: LoggingSettings, **always: object) -> None:
+    """Send the logs of the service and of its libraries to standard error, in one form.
+
+    Every line has what `always` names.
+    """
+
+    def add_always(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+        event.update(always)
+        return event
+
     shared: list[Processor] = [
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.stdlib.PositionalArgumentsFormatter(),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _add_request_id,
+        add_always,
     ]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -35,6 +48,7 @@ def configure_logging(settings: LoggingSettings) -> None:
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 *_renderers(settings),
+                _without_keys,
             ],
         )
     )
@@ -62,6 +76,7 @@ def _renderers(settings: LoggingSettings) -> list[Processor]:
 class RequestRecord:
     """What the log line of one request will say; filled in while the request runs."""
 
+    scope: Scope
     request_id: str
     began: float = field(default_factory=perf_counter)
     ended: float | None = None
@@ -71,16 +86,27 @@ class RequestRecord:
     database_seconds: float = 0.0
     client_gone: bool = False
 
-    def write(self, scope: Scope, failure: Exception | None) -> None:
+    @property
+    def route(self) -> str | None:
+        """The path as the route declares it; None where there is none, or none was found yet."""
+        return getattr(self.scope.get("route"), "path", None)
+
+    @property
+    def principal(self) -> str | None:
+        """Whose key came with the request; None where none was asked for, and where it was nobody's."""
+        name: str | None = self.scope["state"].get("principal")
+        return name
+
+    def write(self, failure: Exception | None) -> None:
         """One line; of a request that failed in the service, as an error."""
         duration = (self.ended or perf_counter()) - self.began
         level = logging.ERROR if (self.status or 0) >= 500 else logging.INFO
         log.log(
             level,
             "request",
-            method=scope["method"],
-            route=getattr(scope.get("route"), "path", None),
-            path=scope["path"],
+            method=self.scope["method"],
+            route=self.route,
+            path=self.scope["path"],
             status=self.status,
             # None where nothing was asked of the database.
             outcome=self.outcome,
@@ -88,6 +114,7 @@ class RequestRecord:
             statements=self.statements,
             duration_ms=round(duration * 1000, 3),
             request_id=self.request_id,
+            **({"principal": self.principal} if self.principal else {}),
             **({"client_gone": True} if self.client_gone else {}),
             **({"exc_info": failure} if failure else {}),
         )
@@ -96,6 +123,11 @@ class RequestRecord:
 # Set once a request, to a record that is then only changed: what a thread, or the task that settles
 # a unit, would set here could not be seen from the request.
 _record: ContextVar[RequestRecord] = ContextVar("api_request_record")
+
+
+def current_record() -> RequestRecord | None:
+    """That of the request in which the running code is, if it is in one."""
+    return _record.get(None)
 
 
 class RequestLogMiddleware:
@@ -108,7 +140,7 @@ class RequestLogMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        record = RequestRecord(request_id_of(scope))
+        record = RequestRecord(scope, request_id_of(scope))
         # The handler of unexpected errors runs outside of this middleware, and reads it there.
         scope.setdefault("state", {})["request_id"] = record.request_id
         token = _record.set(record)
@@ -120,12 +152,19 @@ class RequestLogMiddleware:
             record.status = record.status or 500
             raise
         finally:
-            record.write(scope, failure)
+            record.write(failure)
             _record.reset(token)
 
 
 class RequestObserver:
     """A `uow.observe.UnitObserver` that counts for the log line what the units of a request do."""
+
+    def watching(self) -> AbstractContextManager[None]:
+        """To be entered while the service serves."""
+        return nullcontext()
+
+    def connected(self, unit: UnitOfWork, waited: float) -> None:
+        """Nothing that the line says."""
 
     def statement(self, unit: UnitOfWork, seconds: float) -> None:
         if record := _record.get(None):
@@ -144,12 +183,13 @@ class RequestObserver:
 
 def _watched(send: Send, record: RequestRecord) -> Send:
     """`send`, noting the status and the end of the answer, and adding the request's name to it."""
-    request_id = (b"x-request-id", record.request_id.encode())
 
     async def watched(message: Message) -> None:
         if message["type"] == "http.response.start":
             record.status = message["status"]
-            message = {**message, "headers": [*message.get("headers", ()), request_id]}
+            headers = MutableHeaders(raw=[*message.get("headers", ())])
+            headers["X-Request-ID"] = record.request_id
+            message = {**message, "headers": headers.raw}
         await send(message)
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             record.ended = perf_counter()
@@ -162,3 +202,8 @@ def _add_request_id(logger: WrappedLogger, method: str, event: EventDict) -> Eve
     if record := _record.get(None):
         event.setdefault("request_id", record.request_id)
     return event
+
+
+def _without_keys(logger: WrappedLogger, method: str, line: Any) -> str:
+    """A client may write its key where it does not belong, such as in the path."""
+    return hide_keys(line)

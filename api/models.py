@@ -9,9 +9,10 @@ from sqlalchemy import BigInteger, DateTime, Dialect, Integer, MetaData
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
-MAX_ID = 2**63 - 1
+# Numbers stay exact for readers of JSON that know only doubles (RFC 7493, section 2.2).
+MAX_ID = 2**53 - 1
 # One bound for everything that clients count or price. It keeps sums of amounts within 64 bits on
-# every engine, and every amount exact for readers of JSON that know only doubles (RFC 7493, 2.2).
+# every engine.
 MAX_AMOUNT = 10**12
 
 # SQLite numbers its rows by itself only in a column whose type is INTEGER, which has 64 bits there.

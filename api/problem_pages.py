@@ -6,15 +6,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
 from inspect import cleandoc
+from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import Path, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from api import problems
 from api.problems import DomainError, documented
+from api.routing import Router
 from uow.problems import MISUSES, PROBLEMS, Condition, Problem
 
-router = APIRouter(prefix="/problems", tags=["problems"])
+router = Router(prefix="/problems", tags=["problems"])
 
 # The unit of work's own problems, by status: what they have in common for a client.
 _OF_DATABASE = {
@@ -91,7 +93,9 @@ def _refusals(cls: type[DomainError]) -> Iterator[type[DomainError]]:
     response_class=Response,
     summary="What a type of problem means",
 )
-async def explain(name: str, request: Request) -> Response:
+async def explain_problem(
+    name: Annotated[str, Path(examples=["out-of-stock"])], request: Request
+) -> Response:
     """A page for browsers (`Accept: text/html`), JSON for everybody else."""
     found = catalogue().get(name)
     if found is None:

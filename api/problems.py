@@ -21,7 +21,10 @@ INTERNAL_ERROR = Problem("internal-error", "The service failed", 500)
 BAD_REQUEST = Problem("bad-request", "The request cannot be read", 400)
 NOT_FOUND = Problem("not-found", "There is nothing at this path", 404)
 METHOD_NOT_ALLOWED = Problem("method-not-allowed", "The path does not have this method", 405)
+UNTRUSTED_HOST = Problem("untrusted-host", "The service does not answer to this Host", 400)
+PREFLIGHT_REFUSED = Problem("preflight-refused", "Pages of this origin may not send this request", 400)
 CONTENT_TOO_LARGE = Problem("content-too-large", "The body is too large", 413)
+HEADERS_TOO_LARGE = Problem("headers-too-large", "The request line and its headers are too large", 431)
 
 # What no use case is asked for, each with what it means.
 GENERAL = {
@@ -33,6 +36,13 @@ GENERAL = {
     NOT_FOUND: "No route of the service has this path.",
     METHOD_NOT_ALLOWED: "The `Allow` header names the methods that the path has.",
     CONTENT_TOO_LARGE: "The body is longer than the service reads. Nothing of it was looked at.",
+    UNTRUSTED_HOST: "The `Host` header is missing, malformed, or none of those that the service is set up "
+    "for (`[security] trusted_hosts`).",
+    PREFLIGHT_REFUSED: "A browser has asked for a page of another origin whether it may send a request. The "
+    "origin is none of `[security] cors_origins`, or no route of the service takes the method or "
+    "the headers.",
+    HEADERS_TOO_LARGE: "The path with its parameters, the headers, or all of them together are longer than "
+    "the service reads. Nothing was looked at, the log has no line of it, and the connection is closed.",
 }
 _BY_STATUS = {each.status: each for each in (BAD_REQUEST, NOT_FOUND, METHOD_NOT_ALLOWED, CONTENT_TOO_LARGE)}
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -58,7 +68,7 @@ def register(app: FastAPI) -> None:
     app.add_exception_handler(DomainError, _domain_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _internal_error)
+    app.add_exception_handler(Exception, internal_error)
 
 
 async def _domain_error(request: Request, error: Exception) -> Response:
@@ -110,7 +120,7 @@ def _allowed(request: Request) -> list[str]:
     ]
 
 
-async def _internal_error(request: Request, error: Exception) -> Response:
+async def internal_error(request: Request, error: Exception) -> Response:
     """Tells nothing of what happened but the name under which the log has it."""
     # Outside of the middleware that writes it into all others.
     request_id = getattr(request.state, "request_id", None)
@@ -135,7 +145,9 @@ def _fault(fault: Mapping[str, Any]) -> dict[str, str]:
         reason, position = fault["ctx"]["error"], fault["loc"][-1]
         return {"field": "body", "message": f"Not JSON: {reason} (character {position})"}
     path = ".".join(str(part) for part in fault["loc"])
-    return {"field": _printable(path), "message": _printable(fault["msg"])}
+    given = fault.get("input")  # of a body: `strict_json` puts errors in the place of values
+    message = str(given) if isinstance(given, ValueError) else fault["msg"]
+    return {"field": _printable(path), "message": _printable(message)}
 
 
 def _printable(text: str) -> str:
@@ -148,7 +160,9 @@ class Fault(BaseModel):
     """One thing that is wrong with a request."""
 
     field: str = Field(description="Where it is.", examples=["body.price"])
-    message: str = Field(description="What is wrong with it.")
+    message: str = Field(
+        description="What is wrong with it.", examples=["Input should be greater than or equal to 0"]
+    )
 
 
 class ProblemDocument(BaseModel):
@@ -156,12 +170,23 @@ class ProblemDocument(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    type: str = Field(description="Names the kind of problem; its page is at this path.")
-    title: str = Field(description="The kind of problem in words.")
-    status: int = Field(description="The status of the answer.")
-    detail: str = Field(default="", description="What is the matter this time.")
-    instance: str = Field(default="", description="The path that was asked for.")
-    request_id: str = Field(default="", description="The request's name in the log.")
+    type: str = Field(
+        description="Names the kind of problem; its page is at this path.",
+        examples=["/problems/out-of-stock"],
+    )
+    title: str = Field(description="The kind of problem in words.", examples=["Out of stock"])
+    status: int = Field(description="The status of the answer.", examples=[409])
+    detail: str = Field(
+        default="",
+        description="What is the matter this time.",
+        examples=["Not enough on hand of item 1."],
+    )
+    instance: str = Field(default="", description="The path that was asked for.", examples=["/orders/"])
+    request_id: str = Field(
+        default="",
+        description="The request's name in the log.",
+        examples=["6c1f1f2f2b5c4b2e8f3a0b9d7d1c5e4a"],
+    )
 
 
 class InvalidRequestDocument(ProblemDocument):
@@ -177,7 +202,7 @@ def documented(*errors: type[DomainError], takes_input: bool = True, body: bool 
     """The `responses` of a route in its OpenAPI: these refusals, and those of its input."""
     by_status: defaultdict[int, list[Problem]] = defaultdict(list)
     general = [INVALID_REQUEST] if takes_input else []
-    general += [BAD_REQUEST, CONTENT_TOO_LARGE] if body else []
+    general += [BAD_REQUEST] if body else []
     for problem in (*general, *(error.problem for error in errors)):
         by_status[problem.status].append(problem)
     return {status: _response(*by_status[status]) for status in sorted(by_status)}
@@ -186,25 +211,23 @@ def documented(*errors: type[DomainError], takes_input: bool = True, body: bool 
 def documented_everywhere() -> Responses:
     """What any route may answer, beside its own refusals."""
     by_status: defaultdict[int, dict[str, Problem]] = defaultdict(dict)
-    for problem in (INTERNAL_ERROR, *PROBLEMS.values()):
-        if problem.status >= 500:
-            by_status[problem.status][problem.name] = problem
-    found: Responses = {status: _response(*by_status[status].values()) for status in sorted(by_status)}
-    found["default"] = {**_response(), "description": "Any other problem"}
-    return found
+    everywhere = [each for each in PROBLEMS.values() if each.status >= 500]
+    for problem in (CONTENT_TOO_LARGE, HEADERS_TOO_LARGE, INTERNAL_ERROR, *everywhere):
+        by_status[problem.status][problem.name] = problem
+    return {status: _response(*by_status[status].values()) for status in sorted(by_status)}
 
 
 def _response(*problems: Problem) -> dict[str, Any]:
-    only_faults = problems and all(each is INVALID_REQUEST for each in problems)
-    model = InvalidRequestDocument if only_faults else ProblemDocument
-    content: dict[str, Any] = {"schema": _schema(model)}
-    if problems:
-        content["examples"] = {each.name: {"value": _example(each)} for each in problems}
+    only_faults = all(each is INVALID_REQUEST for each in problems)
+    content: dict[str, Any] = {
+        "schema": _schema(InvalidRequestDocument if only_faults else ProblemDocument),
+        "examples": {each.name: {"value": _example(each)} for each in problems},
+    }
     response: dict[str, Any] = {
         "description": "; or: ".join(problem.title for problem in problems),
         "content": {"application/problem+json": content},
     }
-    if problems and all(each.retry_after is not None for each in problems):
+    if all(each.retry_after is not None for each in problems):
         schema = {"type": "integer", "minimum": 1}
         response["headers"] = {"Retry-After": {"description": "Seconds.", "schema": schema}}
     return response

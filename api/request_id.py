@@ -10,8 +10,8 @@ from uuid import uuid4
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.problems import CONTENT_TOO_LARGE
-from uow.problems import problem_response
+from api.problems import CONTENT_TOO_LARGE, PREFLIGHT_REFUSED, UNTRUSTED_HOST
+from uow.problems import Problem, problem_response
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _PROBLEM = "application/problem+json"
@@ -31,7 +31,8 @@ def request_id_of(scope: Scope) -> str:
 class ProblemDocumentMiddleware:
     """Writes the name of the request into each problem document, whoever of the layers below made it.
 
-    It also says as a document what Starlette's limit of the body says as plain text.
+    It also says as documents what Starlette's middlewares for the size of the body, hosts and origins
+    say as plain text.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -66,16 +67,18 @@ class _Rewriter:
 
     def _is_ours(self, start: Message) -> bool:
         content_type = Headers(raw=list(start.get("headers", ()))).get("content-type", "")
-        return content_type == _PROBLEM or (start["status"] == 413 and content_type.startswith("text/plain"))
+        return content_type == _PROBLEM or (
+            start["status"] in {400, 413} and content_type.startswith("text/plain")
+        )
 
     async def _finish(self, start: Message) -> None:
         request_id = self._scope["state"]["request_id"]
         headers = MutableHeaders(raw=list(start.get("headers", ())))
-        if headers.get("content-type") != _PROBLEM:
-            answer = problem_response(CONTENT_TOO_LARGE, instance=self._scope["path"], request_id=request_id)
-            await answer(self._scope, self._receive, self._send)
-            return
         content = self._content
+        if headers.get("content-type") != _PROBLEM:
+            problem, detail = _refusal(start["status"], content.decode())
+            content = bytes(problem_response(problem, detail=detail, instance=self._scope["path"]).body)
+            headers["content-type"] = _PROBLEM
         if content:  # none to HEAD
             document: dict[str, Any] = json.loads(content)
             document.setdefault("request_id", request_id)
@@ -83,3 +86,13 @@ class _Rewriter:
             headers["content-length"] = str(len(content))
         await self._send({**start, "headers": headers.raw})
         await self._send({"type": "http.response.body", "body": content, "more_body": False})
+
+
+def _refusal(status: int, text: str) -> tuple[Problem, str | None]:
+    """Which problem a middleware of Starlette means."""
+    if status == 413:
+        return CONTENT_TOO_LARGE, None
+    cors, _, what = text.partition("Disallowed CORS ")
+    if what and not cors:
+        return PREFLIGHT_REFUSED, f"Not allowed to pages of this origin: {what}."
+    return UNTRUSTED_HOST, None

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from fastapi import FastAPI
 
-# The marks of a decorator are read by the function that reads them for a request, so that what is
-# shown is what happens.
+from api.units import spelt_seconds
+
+# The marks of a decorator, and the rules, are read by what reads them for a request, so that what is shown
+# is what happens.
 from uow._options import UnitOptions, options_of
+from uow._rules import Declared, Rules, declared
 from uow.middleware import UnitOfWorkMiddleware
 
 _UNTOUCHED: Any = object()
@@ -44,40 +47,54 @@ class Route:
 
 def routes_of(app: FastAPI) -> list[Route]:
     """Every route in the order of the paths; HEAD is left out where there is a GET."""
-    added: list[Any] = [*app.user_middleware]
-    (ours,) = [each for each in added if each.cls is UnitOfWorkMiddleware]
-    made = UnitOfWorkMiddleware(app, **ours.kwargs)
-    found: list[Route] = []
-    for route in _flat(app.routes):
-        methods = route.methods or set[str]()
-        if "GET" in methods:
-            methods = methods - {"HEAD"}
-        found += [Route(method, route.path, _options(made, route.endpoint, method)) for method in methods]
+    made = UnitOfWorkMiddleware(app, **_keywords(app))
+    found = [
+        Route(method, route.path, _options(made, route, method))
+        for route in declared(app)
+        for method in route.methods
+    ]
+    readable = {route.path for route in found if route.method == "GET"}
+    found = [route for route in found if route.method != "HEAD" or route.path not in readable]
     return sorted(found, key=lambda route: (route.path, route.method))
 
 
-def _flat(routes: Iterable[Any]) -> Iterator[Any]:
-    for route in routes:
-        if hasattr(route, "effective_route_contexts"):  # how FastAPI shows an included router
-            yield from _flat(route.effective_route_contexts())
-        elif hasattr(route, "endpoint"):
-            yield route
+def wrong_rules(app: FastAPI) -> Iterator[tuple[int, str]]:
+    """The number of each rule that matches no route, and the message of the middleware."""
+    for number, rule in enumerate(_keywords(app)["rules"], start=1):
+        try:
+            Rules([rule], app).bind()
+        except ValueError as error:
+            yield number, str(error).removeprefix("rule 1 ")  # each is asked alone
 
 
-def _options(middleware: UnitOfWorkMiddleware, endpoint: Any, method: str) -> tuple[Option, ...]:
-    scope = {"type": "http", "method": method, "endpoint": endpoint}
+def _keywords(app: FastAPI) -> dict[str, Any]:
+    """What the app gives to its middleware."""
+    added: list[Any] = [*app.user_middleware]
+    (ours,) = [each for each in added if each.cls is UnitOfWorkMiddleware]
+    return dict(ours.kwargs)
+
+
+def _options(middleware: UnitOfWorkMiddleware, route: Declared, method: str) -> tuple[Option, ...]:
+    scope = {"type": "http", "method": method, "endpoint": route.endpoint}
     # The middleware has no other way to tell: what it hands to the requests is asked.
     given = middleware._settings
     default = given.reading if method in given.read_only_methods else given.writing
     chosen = options_of(scope, default)
     # What a decorator leaves alone comes back as it was given.
     untouched = options_of(scope, UnitOptions(*[_UNTOUCHED] * len(fields(UnitOptions))))
-    options = []
-    for field in fields(UnitOptions):
-        name = field.name
-        value = getattr(chosen, name)
-        origin = "default" if getattr(untouched, name) is _UNTOUCHED else "decorator"
-        if origin == "default" and value != getattr(given.writing, name):
-            origin = f"default for {method}"
-        options.append(Option(name, sorted(value) if isinstance(value, frozenset) else value, origin))
-    return tuple(options)
+    origins = {}
+    for name in (field.name for field in fields(UnitOptions)):
+        origins[name] = "default" if getattr(untouched, name) is _UNTOUCHED else "decorator"
+        if origins[name] == "default" and getattr(chosen, name) != getattr(given.writing, name):
+            origins[name] = f"default for {method}"
+    for number, rule in given.rules.of(route, method) if given.rules else ():
+        chosen = replace(chosen, **rule.options)
+        origins |= dict.fromkeys(rule.options, f"rule {number}")
+    return tuple(Option(name, _plain(getattr(chosen, name)), origin) for name, origin in origins.items())
+
+
+def _plain(value: Any) -> Any:
+    """A value as the configuration has it."""
+    if isinstance(value, frozenset):
+        return sorted(value)
+    return spelt_seconds(value) if isinstance(value, float) else value

@@ -2,47 +2,39 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import ssl
+from importlib.util import find_spec
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, field_validator, model_validator
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
-DRIVERS = {"sqlite", "sqlite+aiosqlite", "postgresql", "postgresql+asyncpg", "postgresql+psycopg"}
-# As the environment spells them.
-SWITCHES = ("true", "false")
-CONFLICT: Final = "conflict"
+from api.keys import Key
+from api.rules import Rule
+from api.section import Section, conflict
+from api.units import Bytes, Seconds, WholeSeconds
 
-
-def conflict(key: str, reason: str, section: str = "") -> PydanticCustomError:
-    """What is wrong is not one value but two: `key` is the one to name, the reason names the other."""
-    return PydanticCustomError(CONFLICT, "{reason}", {"key": key, "reason": reason, "section": section})
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _is_no_switch(cls, value: object, info: ValidationInfo) -> object:
-        # The environment brings numbers as text, so text is read; true would be read as 1.
-        wanted = cls.model_fields[info.field_name or ""].annotation
-        if wanted is bool:
-            if not isinstance(value, bool) and value not in SWITCHES:
-                raise ValueError("is true or false")
-        elif isinstance(value, bool):
-            raise ValueError("true and false are no values of this setting")
-        return value
+# What a URL may begin with, and the package that then has to be there.
+DRIVERS = {
+    "sqlite": "aiosqlite",
+    "sqlite+aiosqlite": "aiosqlite",
+    "postgresql": "asyncpg",
+    "postgresql+asyncpg": "asyncpg",
+    "postgresql+psycopg": "psycopg",
+}
 
 
 class ServiceSettings(Section):
     title: str = Field(default="Inventory", min_length=1, description="The name in the documentation.")
+    require_if_match: bool = Field(
+        default=False, description="Whether an edit has to say which state of its resource it has seen."
+    )
 
 
 class ServerSettings(Section):
@@ -63,13 +55,22 @@ class ServerSettings(Section):
     reload: bool = Field(
         default=False, description="Whether to start anew when a source file changes; for development."
     )
-    keep_alive_timeout: int = Field(
-        default=5, ge=1, description="Seconds until a connection without a request is closed."
+    keep_alive_timeout: WholeSeconds = Field(
+        default=5, ge=1, description="The time until a connection without a request is closed."
     )
-    graceful_shutdown_timeout: int = Field(
+    graceful_shutdown_timeout: WholeSeconds = Field(
         default=30,
         ge=0,
-        description="Seconds that running requests have to finish after a stop signal.",
+        description="The time that running requests have to finish after a stop signal.",
+    )
+    max_header_size: Bytes = Field(
+        default=32 * 1024,
+        ge=1024,
+        le=1024 * 1024,
+        description="The size of a request line with its headers; more is answered with 431.",
+    )
+    max_body_size: Bytes = Field(
+        default=1024 * 1024, ge=1, description="The size of a request's body; more is answered with 413."
     )
 
     @field_validator("trusted_proxies")
@@ -135,10 +136,10 @@ class DatabaseSettings(Section):
     pool_overflow: int = Field(
         default=0, ge=0, description="Connections beyond pool_size in a rush, closed after it."
     )
-    pool_timeout: float = Field(
+    pool_timeout: Seconds = Field(
         default=10.0,
         gt=0,
-        description="Seconds that a request waits for a connection before it gets 503.",
+        description="The time that a request waits for a connection before it gets 503.",
     )
     migrate_on_start: Literal["auto", "always", "never"] = Field(
         default="auto", description="Whether a start migrates; auto: SQLite, and what never was."
@@ -154,6 +155,8 @@ class DatabaseSettings(Section):
             raise ValueError("not a database URL such as sqlite:///inventory.db") from None
         if driver not in DRIVERS:
             raise ValueError(f"{driver} is not one of {', '.join(sorted(DRIVERS))}")
+        if find_spec(package := DRIVERS[driver]) is None:
+            raise ValueError(f"{driver} needs the package {package}: pip install {package}")
         return url
 
     @model_validator(mode="after")
@@ -207,11 +210,83 @@ class DatabaseSettings(Section):
 
 
 class UnitOfWorkSettings(Section):
-    settle_timeout: float = Field(
+    settle_timeout: Seconds = Field(
         default=10.0,
         gt=0,
-        description="Seconds that a COMMIT or ROLLBACK may take once it was sent.",
+        description="The time that a COMMIT or ROLLBACK may take once it was sent.",
     )
+    stream_timeout: Seconds = Field(
+        default=300.0,
+        gt=0,
+        description="The time that a read-only unit stays open for an answer that streams.",
+    )
+    rules: tuple[Rule, ...] = Field(default=(), description="What single routes have other than the rest.")
+
+
+_HOST = re.compile(r"(\*\.)?[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]")
+_ORIGIN = re.compile(r"https?://([a-z0-9]([a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+
+
+def listed(value: str) -> list[str]:
+    """The parts of a setting that has commas between them."""
+    return [*filter(None, map(str.strip, value.split(",")))]
+
+
+class SecuritySettings(Section):
+    authentication: Literal["none", "api-keys"] = Field(
+        default="none", description="Whether a request needs a key."
+    )
+    keys: tuple[Key, ...] = Field(default=(), description="The keys; `python -m api key` makes them.")
+    public_docs: bool = Field(
+        default=True, description="Whether /docs and /openapi.json are shown without a key."
+    )
+    trusted_hosts: str = Field(
+        default="*", description="The values of Host that are answered: names, *.example.com, or *."
+    )
+    cors_origins: str = Field(
+        default="", description="The sites whose pages may call the service: origins, or *."
+    )
+    hsts_max_age: WholeSeconds = Field(
+        default=0, ge=0, description="How long browsers are to insist on TLS; 0 does not ask for it."
+    )
+
+    @field_validator("trusted_hosts")
+    @classmethod
+    def _are_hosts(cls, hosts: str) -> str:
+        if not listed(hosts):
+            raise ValueError("names no host; * is any")
+        for host in listed(hosts):
+            if host != "*" and not _HOST.fullmatch(host):
+                raise ValueError(f"{host} is no name of a host (without port), no *.example.com and not *")
+        return hosts
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: str) -> str:
+        for origin in listed(origins):
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin} is no origin such as https://shop.example.com, and not *")
+        if "*" in listed(origins) and len(listed(origins)) > 1:
+            raise ValueError("* is any origin: name it alone, or name the others without it")
+        return origins
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        if self.authentication == "api-keys" and not self.keys:
+            raise conflict("authentication", "needs a [[security.keys]]: run `python -m api key --name NAME`")
+        if self.authentication == "none" and self.keys:
+            raise conflict(
+                "authentication", "is none, and there are [[security.keys]], which nobody asks for"
+            )
+        for attribute in ("name", "id"):
+            seen: dict[str, int] = {}
+            for number, key in enumerate(self.keys):
+                value = getattr(key, attribute)
+                if value in seen:
+                    reason = f"{value} is that of key {seen[value] + 1}, too; each key has its own"
+                    raise conflict(("keys", number, attribute), reason)
+                seen[value] = number
+        return self
 
 
 class LoggingSettings(Section):
@@ -219,3 +294,11 @@ class LoggingSettings(Section):
         default="info", description="The least severe level that is written."
     )
     format: Literal["console", "json"] = Field(default="console", description="For people or machines.")
+    slow_unit: Seconds = Field(
+        default=1.0, ge=0, description="The time from which on a unit of work is a warning; 0 is off."
+    )
+    long_transaction: Seconds = Field(
+        default=10.0,
+        ge=0,
+        description="The time after which a unit that holds its connection is a warning; 0 is off.",
+    )

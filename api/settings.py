@@ -1,13 +1,10 @@
-"""The settings: config.toml, and above it the environment (`UOW_SERVER__PORT=9000`)."""
+"""The settings: config.toml, secret files, and the environment (`UOW_SERVER__PORT=9000`)."""
 
 from __future__ import annotations
 
 import os
-import re
 import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from difflib import get_close_matches
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,14 +16,16 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from api.origin import Origin, Values, guess
+from api.secret_files import SecretFile, UnusableSecret, read_secret_files
+from api.section import conflict
 from api.sections import (
-    CONFLICT,
     DatabaseSettings,
     LoggingSettings,
+    SecuritySettings,
     ServerSettings,
     ServiceSettings,
     UnitOfWorkSettings,
-    conflict,
 )
 
 __all__ = [
@@ -35,6 +34,7 @@ __all__ = [
     "DatabaseSettings",
     "LoggingSettings",
     "Origin",
+    "SecuritySettings",
     "ServerSettings",
     "ServiceSettings",
     "Settings",
@@ -46,8 +46,9 @@ __all__ = [
 
 DEFAULT_FILE = Path("config.toml")
 PREFIX = "UOW_"
-
-Values = Mapping[str, Mapping[str, object]]
+SECRETS_DIR = "UOW_SECRETS_DIR"
+# What systemd calls the folder of LoadCredential=.
+CREDENTIALS_DIRECTORY = "CREDENTIALS_DIRECTORY"
 
 
 class ConfigurationError(Exception):
@@ -65,6 +66,7 @@ class Settings(BaseSettings):
     server: ServerSettings = ServerSettings()
     database: DatabaseSettings = DatabaseSettings()
     unit_of_work: UnitOfWorkSettings = UnitOfWorkSettings()
+    security: SecuritySettings = SecuritySettings()
     logging: LoggingSettings = LoggingSettings()
 
     @model_validator(mode="after")
@@ -92,7 +94,7 @@ class Settings(BaseSettings):
 
 
 def load_settings(path: Path | None = None, options: Values | None = None) -> Settings:
-    """Defaults < the file < the environment < the command line's options.
+    """Defaults < the file < secret files < the environment < the command line's options.
 
     Without a path it is config.toml, if there is one. Raises `ConfigurationError`.
     """
@@ -101,38 +103,108 @@ def load_settings(path: Path | None = None, options: Values | None = None) -> Se
 
 def load_with_origin(path: Path | None = None, options: Values | None = None) -> tuple[Settings, Origin]:
     """The same, and what knows where each value came from."""
-    origin = Origin.of(path or (DEFAULT_FILE if DEFAULT_FILE.is_file() else None), options or {})
-    if unknown := _unknown_variables():
-        raise ConfigurationError("\n".join(unknown))
-    environment = EnvSettingsSource(Settings)()
+    path = path or (DEFAULT_FILE if DEFAULT_FILE.is_file() else None)
+    text, values = _read(path) if path else ("", {})
+    secrets, variables = _secrets(), _variables()
+    origin = Origin(
+        model=Settings,
+        path=path,
+        text=text,
+        values=values,
+        options=options or {},
+        variables=variables,
+        secrets={key: secret.path for key, secret in secrets.items()},
+    )
+    texts = {key: secret.text for key, secret in secrets.items()}
+    environment = {key: os.environ[name] for key, name in variables.items()}
     try:
-        return Settings(**_merged(origin.values, environment, origin.options)), origin
+        return Settings(**_merged(values, _parsed(texts), _parsed(environment), origin.options)), origin
     except ValidationError as error:
-        raise ConfigurationError(
-            "\n".join(origin.message(fault["loc"], fault) for fault in error.errors())
-        ) from None
+        raise ConfigurationError("\n".join(map(origin.message, _causes(error)))) from None
 
 
-def _variable(section: str, key: str) -> str:
-    return f"{PREFIX}{section}__{key}".upper()
+def _causes(error: ValidationError) -> list[Any]:
+    """Each fault, but for those that are said of a list because of a fault inside of it."""
+    faults = error.errors()
+    deeper = {fault["loc"][:end] for fault in faults for end in range(len(fault["loc"]))}
+    return [fault for fault in faults if fault["loc"] not in deeper]
 
 
-def _known() -> dict[str, list[str]]:
-    return {name: list(type(info.default).model_fields) for name, info in Settings.model_fields.items()}
+def _read(path: Path) -> tuple[str, dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        return text, tomllib.loads(text)
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ConfigurationError(f"{path}, line {line}: is not UTF-8: save it in this encoding") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{path}: is not TOML: {error}") from None
 
 
-def _unknown_variables() -> list[str]:
-    known = [_variable(section, key) for section, keys in _known().items() for key in keys]
-    return [
-        f"environment variable {name}: unknown setting{_guess(name.upper(), known)}"
-        for name in sorted(os.environ)
-        if name.upper().startswith(PREFIX) and name.upper() not in known
+Key = tuple[str, str]
+
+
+def _known() -> dict[str, Key]:
+    """Each section and key by the name of its environment variable."""
+    return {
+        f"{PREFIX}{section}__{key}".upper(): (section, key)
+        for section, info in Settings.model_fields.items()
+        for key in type(info.default).model_fields
+    }
+
+
+def _variables() -> dict[Key, str]:
+    """The environment variables that set something, as they are spelt."""
+    known = _known()
+    ours = [name for name in sorted(os.environ) if name.upper().startswith(PREFIX) and name != SECRETS_DIR]
+    wrong = [
+        f"environment variable {name}: unknown setting{guess(name.upper(), [*known, SECRETS_DIR])}"
+        for name in ours
+        if name.upper() not in known
     ]
+    found: dict[Key, str] = {}
+    for name in ours:
+        other = found.setdefault(known[name.upper()], name) if name.upper() in known else name
+        if other != name:
+            wrong.append(f"environment variable {name}: is set as {other}, too: remove one of them")
+    if wrong:
+        raise ConfigurationError("\n".join(wrong))
+    return found
 
 
-def _guess(name: str, known: Iterable[str]) -> str:
-    close = get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
+def _secrets() -> dict[Key, SecretFile]:
+    variable = SECRETS_DIR if SECRETS_DIR in os.environ else CREDENTIALS_DIRECTORY
+    folder = os.environ.get(variable)
+    if folder is None:
+        return {}
+    try:
+        return read_secret_files(Path(folder), _known(), PREFIX)
+    except UnusableSecret as error:
+        raise ConfigurationError(f"{error} (the folder is that of {variable})") from None
+
+
+class _Texts(EnvSettingsSource):
+    """Reads texts as the environment's, whatever they came from; a list is JSON."""
+
+    def __init__(self, texts: Mapping[str, str]) -> None:
+        self._texts = texts
+        super().__init__(Settings)
+
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        return self._texts
+
+    def decode_complex_value(self, field_name: str, field: Any, value: Any) -> Any:
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            return value  # the validation says what it should be, and knows its place
+
+
+def _parsed(texts: Mapping[Key, str]) -> dict[str, Any]:
+    names = {key: name.lower() for name, key in _known().items()}
+    return _Texts({names[key]: text for key, text in texts.items()})()
 
 
 def _merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,79 +212,8 @@ def _merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for layer in layers:
         for name, section in layer.items():
-            both = isinstance(section, Mapping) and isinstance(merged.get(name), Mapping)
-            merged[name] = {**merged[name], **section} if both else section
+            if name not in merged:
+                merged[name] = section
+            elif isinstance(merged[name], Mapping):
+                merged[name] = {**merged[name], **section}
     return merged
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """The file and the options that values came from, to name the place of a wrong one."""
-
-    path: Path | None
-    text: str
-    values: Mapping[str, Any]
-    options: Values = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, path: Path | None, options: Values) -> Origin:
-        if path is None:
-            return cls(None, "", {}, options)
-        try:
-            text = path.read_text(encoding="utf-8")
-            return cls(path, text, tomllib.loads(text), options)
-        except OSError as error:
-            raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise ConfigurationError(f"{path}: is not UTF-8") from None
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigurationError(f"{path}: is not TOML: {error}") from None
-
-    def message(self, location: tuple[int | str, ...], fault: Mapping[str, Any]) -> str:
-        if fault["type"] == CONFLICT:  # of two keys; the fault knows which of them is to be changed
-            location = (fault["ctx"]["section"] or location[0], fault["ctx"]["key"])
-        section, key = str(location[0]), ".".join(str(part) for part in location[1:])
-        name = f"[{section}] {key}" if key else f"[{section}]"
-        return f"{self._place(section, key)}: {name}: {_reason(section, key, fault)}"
-
-    def of_value(self, section: str, key: str) -> str:
-        """Where the value of a key came from, in words."""
-        in_file = key in self.values.get(section, {})
-        if in_file or self._place(section, key) != str(self.path):
-            return self._place(section, key)
-        return "default"
-
-    def _place(self, section: str, key: str) -> str:
-        if key in self.options.get(section, {}):
-            return f"option --{key}"
-        variable = _variable(section, key)
-        if variable in map(str.upper, os.environ):
-            return f"environment variable {variable}"
-        line = self._line(section, key)
-        return f"{self.path}, line {line}" if line else str(self.path)
-
-    def _line(self, section: str, key: str) -> int | None:
-        """The line of a key, or of the section where no key is named; None if it is hard to say."""
-        current = ""
-        for number, line in enumerate(self.text.splitlines(), start=1):
-            if header := re.match(r"\s*\[+\s*([^\]]+?)\s*\]", line):
-                current = header[1]
-                if not key and current == section:
-                    return number
-                continue
-            name = re.match(r"\s*[\"']?([\w-]+)[\"']?\s*[.=]", line)
-            if name and (current, name[1]) in {(section, key), ("", section)}:
-                return number
-        return None
-
-
-def _reason(section: str, key: str, fault: Mapping[str, Any]) -> str:
-    if fault["type"] == "extra_forbidden":
-        known = _known()
-        if key:
-            return f"unknown key{_guess(key, known[section])}"
-        return f"unknown section{_guess(section, known)}"
-    if fault["type"] in {"model_type", "model_attributes_type"}:
-        return "is a section, not a value"
-    reason = str(fault["msg"]).removeprefix("Value error, ")
-    return reason if key == "url" or fault["type"] == CONFLICT else f"{reason} (it is {fault['input']!r})"

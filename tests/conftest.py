@@ -3,9 +3,11 @@ the markers).
 """
 
 import os
+import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -20,6 +22,7 @@ from tests.support.backends import (
     PostgresBackend,
     SqliteBackend,
 )
+from tests.support.pages import QUICKSTART, quickstart
 from tests.support.postgres import PostgresServers
 from tests.support.sample_app import schema
 from tests.support.server import Serve
@@ -134,6 +137,16 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     started = Serve(tmp_path)
     yield started
     started.close()
+
+
+@pytest.fixture
+def readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the quickstart's program defines; its database file is in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    module = types.ModuleType("readme")
+    monkeypatch.setitem(sys.modules, "readme", module)  # FastAPI looks annotations up there
+    exec(compile(quickstart(), str(QUICKSTART), "exec"), module.__dict__)
+    return module.__dict__
 
 
 @pytest.fixture

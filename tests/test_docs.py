@@ -2,138 +2,39 @@
 
 import inspect
 import re
-import types
-from collections.abc import Iterator
-from dataclasses import dataclass
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from fastapi import FastAPI
 
 import tests.uow.testing.clients  # noqa: F401 - before the pages import TestClient, which warns at first
 import uow
+from api.commands import common
+from api.origin import keys_at
 from api.settings import Settings
-from uow import Database, errors
+from tests.support.pages import DOCS, PAGES, ROOT, blocks, name_of, programs, quickstart, run
+from uow import errors
 from uow.problems import MISUSES, PROBLEMS, Condition
 
-ROOT = Path(__file__).resolve().parent.parent
-DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
-QUICKSTART = ROOT / "examples" / "quickstart.py"
-
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+# Their programs are pairs, before and after, which have tests of their own.
+MOVING = DOCS / "moving"
 
 
-@dataclass(frozen=True)
-class Block:
-    """A fenced block of a page."""
-
-    page: Path
-    line: int
-    language: str
-    text: str
+@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "quickstart.md"], ids=name_of)
+def test_the_program_of_the_readme_is_the_quickstart(page: Path) -> None:
+    assert quickstart() in [block.text for block in blocks(page) if block.language == "python"]
 
 
-def blocks(page: Path) -> Iterator[Block]:
-    text = page.read_text(encoding="utf-8")
-    for match in BLOCK.finditer(text):
-        yield Block(page, text[: match.start(2)].count("\n"), match[1], match[2])
-
-
-def programs(page: Path) -> list[Block]:
-    return [block for block in blocks(page) if block.language == "python"]
-
-
-def name_of(page: Path) -> str:
-    return page.relative_to(ROOT).as_posix()
-
-
-def run(block: Block, namespace: dict[str, Any]) -> None:
-    """Execute a block as if it stood in its page at this line, so that a traceback points there."""
-    source = "\n" * block.line + block.text
-    exec(compile(source, str(block.page), "exec"), namespace)
-
-
-@pytest.fixture
-def readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the README's program defines; its database file is in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    module = types.ModuleType("readme")
-    monkeypatch.setitem(__import__("sys").modules, "readme", module)  # FastAPI looks annotations up there
-    run(programs(ROOT / "README.md")[0], module.__dict__)
-    return module.__dict__
-
-
-def test_the_readmes_program_is_the_quickstart() -> None:
-    (program,) = programs(ROOT / "README.md")
-    assert program.text == QUICKSTART.read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("page", [page for page in PAGES if programs(page)], ids=name_of)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.parent != MOVING and programs(page)], ids=name_of
+)
 def test_every_program_runs(page: Path, readme: dict[str, Any]) -> None:
-    """One after the other, each page from where the README's program ends."""
-    if page.name == "README.md":
-        return  # the fixture has run it
+    """One after the other, each page from where the quickstart's program ends."""
     for block in programs(page):
         run(block, readme)
-
-
-@pytest.fixture
-async def recipes(readme: dict[str, Any]) -> Any:
-    """A client of the app that has all the recipes, and what they define."""
-    for block in programs(DOCS / "recipes.md"):
-        if "asyncio.run" not in block.text:
-            run(block, readme)
-    app: FastAPI = readme["app"]
-    async with app.router.lifespan_context(app):
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            yield client, readme
-
-
-async def rows(namespace: dict[str, Any], model: str) -> list[Any]:
-    database: Database = namespace["database"]
-    async with database.new_unit(read_only=True) as unit:
-        return list(await unit.session.scalars(namespace["select"](namespace[model])))
-
-
-@pytest.mark.anyio
-async def test_the_recipes_do_what_they_say(recipes: tuple[httpx.AsyncClient, dict[str, Any]]) -> None:
-    client, names = recipes
-    added = [(await client.post("/tags/", params={"id": 1, "name": "a"})).json() for _ in range(2)]
-    assert added == [{"added": True}, {"added": False}]
-
-    async with names["database"].new_unit() as unit:
-        unit.session.add(names["Account"](name="me", password="right"))
-    assert (await client.post("/login", params={"name": "me", "password": "wrong"})).status_code == 401
-    assert [account.failures for account in await rows(names, "Account")] == [1]
-    assert (await client.get("/unsubscribe", params={"name": "me"})).status_code == 200
-    assert [account.failures for account in await rows(names, "Account")] == [0]
-
-    assert (await client.post("/transfers/", params={"amount": 2000})).status_code == 403
-    assert [attempt.what for attempt in await rows(names, "Attempt")] == ["transfer of 2000"]
-
-    names["cache"][1] = "a"
-    assert (await client.delete("/items/1")).status_code == 204
-    assert names["cache"] == {}
-    assert (await client.post("/indexed-items/", params={"name": " pen "})).status_code == 200
-    assert [item.name for item in await rows(names, "Item")] == ["pen"]
-
-    dry = await client.post("/imports/", params={"dry_run": True}, json=["x", "y"])
-    assert dry.json() == {"items": 2}
-    assert (await client.get("/count")).json() == {"items": 1}
-
-
-@pytest.mark.anyio
-async def test_the_test_in_the_recipes_passes(readme: dict[str, Any]) -> None:
-    for block in programs(DOCS / "recipes.md"):
-        if "def test_" in block.text:
-            run(block, readme)
-    await readme["test_an_item_is_kept"]()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -158,8 +59,29 @@ def anchors(page: Path) -> set[str]:
 
 
 def test_every_page_is_linked_from_the_readme() -> None:
-    linked = set(LINK.findall((ROOT / "README.md").read_text(encoding="utf-8")))
-    assert {name_of(page) for page in PAGES} - {"README.md"} <= {link.partition("#")[0] for link in linked}
+    """Or from a page that is, and that stands for its folder."""
+    links = {}
+    for page in (ROOT / "README.md", DOCS / "recipes.md", MOVING / "index.md"):
+        found = LINK.findall(page.read_text(encoding="utf-8"))
+        links[page] = {(page.parent / link.partition("#")[0]).resolve() for link in found}
+    of_readme = links.pop(ROOT / "README.md")
+    assert set(links) <= of_readme
+    assert set(PAGES) - {ROOT / "README.md"} <= of_readme.union(*links.values())
+
+
+def test_every_page_is_in_the_navigation_of_the_site() -> None:
+    project = tomllib.loads((DOCS / "zensical.toml").read_text(encoding="utf-8"))["project"]
+    places = {"index.md": ROOT / "README.md", "changelog.md": ROOT / "CHANGELOG.md"}
+    named = [places.get(each, DOCS / each) for each in leaves(project["nav"])]
+    assert sorted(named) == sorted(PAGES)
+
+
+def leaves(entries: list[dict[str, Any]]) -> list[str]:
+    """The pages of a navigation, of the sections in it too."""
+    found = []
+    for (value,) in (entry.values() for entry in entries):
+        found += [value] if isinstance(value, str) else leaves(value)
+    return found
 
 
 @pytest.mark.parametrize("name", [*uow.__all__])
@@ -232,9 +154,38 @@ def configured() -> dict[str, dict[str, str]]:
 def test_every_setting_is_documented_with_its_default() -> None:
     expected = {}
     for section, info in Settings.model_fields.items():
-        values = info.default.model_dump()
+        values = info.default.model_dump(mode="json")
         expected[section] = {key: literal(value) for key, value in values.items()}
     assert configured() == expected
+
+
+def lists_of_tables() -> dict[str, list[str]]:
+    """The keys of the tables that there may be any number of, such as `unit_of_work.rules`."""
+    return {
+        f"{section}.{key}": keys_at(Settings, (section, key))
+        for section in Settings.model_fields
+        for key in keys_at(Settings, (section,))
+        if keys_at(Settings, (section, key))
+    }
+
+
+def test_every_key_of_a_list_of_tables_is_documented_and_in_the_file_of_the_project() -> None:
+    assert set(lists_of_tables()) == {"unit_of_work.rules", "security.keys"}
+    page = (DOCS / "configuration.md").read_text(encoding="utf-8")
+    file = (ROOT / "config.toml").read_text(encoding="utf-8")
+    for name, keys in lists_of_tables().items():
+        section = page.partition(f"## [{name.partition('.')[0]}]")[2].partition("\n## [")[0]
+        example = file.partition(f"# [[{name}]]\n")[2].partition("\n\n")[0]
+        assert f"[[{name}]]" in section
+        for key in keys:
+            assert f"`{key}`" in section, (name, key)
+            assert f"\n# {key} = " in f"\n{example}", (name, key)
+
+
+@pytest.mark.parametrize("code", [each for each in dir(common) if isinstance(getattr(common, each), int)])
+def test_every_exit_code_is_documented(code: str) -> None:
+    page = (DOCS / "configuration.md").read_text(encoding="utf-8")
+    assert f"\n| {getattr(common, code)} | " in page
 
 
 def literal(value: object) -> str:

@@ -12,9 +12,21 @@ from sqlalchemy import Connection, text
 
 from api import migrations
 from api.app import create_app
-from api.commands.common import FAILED, AsJson, Config, echo_json, echo_table, examples, read_settings
-from api.database import run_with_database
-from api.settings import DEFAULT_FILE, Settings
+from api.commands.common import (
+    MISUSED,
+    SCHEMA,
+    UNAVAILABLE,
+    AsJson,
+    Config,
+    echo_json,
+    echo_table,
+    examples,
+    read_settings,
+    refuse_wrong_rules,
+)
+from api.commands.exposure import exposures
+from api.database import PasswordUnavailable, run_with_database
+from api.settings import DEFAULT_FILE, Origin, Settings
 from uow import Database
 from uow.wiring import check_wiring
 
@@ -37,6 +49,14 @@ class Finding:
     what: str
     ok: bool
     said: str
+    code: int = 0
+    """The exit code if it is not there."""
+    warning: bool = False
+    """It is good enough for a start, and said all the same."""
+
+    @property
+    def word(self) -> str:
+        return ("warning" if self.warning else "ok") if self.ok else "FAILED"
 
 
 @commands.command(
@@ -49,64 +69,97 @@ class Finding:
 def check(config: Config = None, as_json: AsJson = False) -> None:
     """Try all that a start needs, and say what to do about what is missing. Nothing is changed.
 
-    Exit code 0: all is there; 1: something is missing; 2: the configuration is wrong.
+    The exit code is that of the first thing that is missing:
+    0: all is there, warnings or not; 2: the configuration is wrong;
+    65: the schema is not what the code needs; 69: the database cannot be used.
     """
-    settings, _ = read_settings(config)
+    settings, origin = read_settings(config)
+    refuse_wrong_rules(settings, origin)
     source = config or (DEFAULT_FILE if DEFAULT_FILE.is_file() else "defaults")
-    found = [Finding("configuration", ok=True, said=str(source)), *_look(settings)]
+    open_to_others = exposures(settings, origin)
+    found = [
+        Finding("configuration", ok=True, said=str(source)),
+        Finding("security", True, "; ".join(open_to_others) or "in order", warning=bool(open_to_others)),
+        *_secrets(origin),
+        *_look(settings, origin),
+    ]
     if as_json:
-        echo_json([asdict(each) for each in found])
+        echo_json([{k: v for k, v in asdict(each).items() if k != "code"} for each in found])
     else:
-        echo_table([("ok" if each.ok else "FAILED", each.what, each.said) for each in found])
-    if not all(each.ok for each in found):
-        raise typer.Exit(FAILED)
+        echo_table([(each.word, each.what, each.said) for each in found])
+    if codes := [each.code for each in found if not each.ok]:
+        raise typer.Exit(codes[0])
 
 
-def _look(settings: Settings) -> list[Finding]:
-    found = [_wiring(settings)]
+def _secrets(origin: Origin) -> list[Finding]:
+    """Secret files that say nothing, because an environment variable has the last word."""
+    unused = [
+        f"{path} is not used: {place}, has its setting as well: remove one of them"
+        for (section, key), path in origin.secrets.items()
+        if not (place := origin.of_value(section, key)).startswith("secret file ")
+    ]
+    return [Finding("secret files", True, "; ".join(unused), warning=True)] if unused else []
+
+
+def _look(settings: Settings, origin: Origin) -> list[Finding]:
+    found = [_wiring(settings, origin)]
     file = settings.database.file
     if file is not None and (lack := _lack_of_file(file)):
-        return [*found, Finding("database", ok=False, said=lack)]
+        return [*found, _no_database(origin, lack)]
     if file is not None and not file.exists():
         said = f"{file} is not there yet: the first start makes it"
-        return [*found, Finding("database", ok=True, said=said), _schema(settings, None)]
+        return [*found, Finding("database", ok=True, said=said), _schema(settings, origin, None)]
     try:
-        return found + run_with_database(settings, lambda database: _look_inside(settings, database))
+        return found + run_with_database(settings, lambda database: _look_inside(settings, origin, database))
+    except PasswordUnavailable as error:
+        key = "password_file" if settings.database.password_file else "password_command"
+        return [*found, _no_database(origin, f"there is no password: {error}", key)]
     except (*migrations.FROM_OUTSIDE, TimeoutError) as error:
         said = f"{settings.database.shown} cannot be reached: {migrations.reason_of(error)}: "
-        advice = "is it running, and are [database] url and the password right?"
-        return [*found, Finding("database", ok=False, said=said + advice)]
+        return [
+            *found,
+            _no_database(origin, said + "is it running, and are the address and the password right?"),
+        ]
 
 
-def _wiring(settings: Settings) -> Finding:
+def _no_database(origin: Origin, said: str, key: str = "url") -> Finding:
+    return Finding("database", ok=False, said=origin.wrong(("database", key), said), code=UNAVAILABLE)
+
+
+def _wiring(settings: Settings, origin: Origin) -> Finding:
     wrong = check_wiring(create_app(settings))
-    return Finding("wiring", ok=not wrong, said="; ".join(map(str, wrong)) or "in order")
+    said = "; ".join(map(str, wrong))
+    if any(each.code == "pool-too-small" for each in wrong):
+        said = origin.wrong(("database", "pool_size"), said)
+    return Finding("wiring", ok=not wrong, said=said or "in order", code=MISUSED)
 
 
 def _lack_of_file(file: Path) -> str | None:
     """SQLite writes beside its file as well."""
     folder = file.absolute().parent
     if not folder.is_dir():
-        return f"{file}: there is no folder {folder}: make it, or change [database] url"
+        return f"{file}: there is no folder {folder}: make it, or name another file"
+    if file.is_dir():
+        return f"{file} is a folder: name a file in it"
     for needed in (folder, file):
         if needed.exists() and not os.access(needed, os.R_OK | os.W_OK):
             return f"{needed} cannot be written: give it to the user that serves"
     return None
 
 
-async def _look_inside(settings: Settings, database: Database) -> list[Finding]:
+async def _look_inside(settings: Settings, origin: Origin, database: Database) -> list[Finding]:
     async with asyncio.timeout(_SECONDS_TO_LOOK):
         async with database.new_unit(read_only=True) as unit:
             revision = await unit.session.run_sync(lambda each: migrations.revision_of(each.connection()))
-        shown, schema = settings.database.shown, _schema(settings, revision)
+        shown, schema = settings.database.shown, _schema(settings, origin, revision)
         if settings.database.is_sqlite:
             return [Finding("database", ok=True, said=f"{shown} answers"), schema]
         async with database.new_unit() as unit:
             replica, room = await unit.session.run_sync(lambda each: _limits(each.connection()))
-    said = f"{shown} answers and may be written"
+    answers = Finding("database", ok=True, said=f"{shown} answers and may be written")
     if replica:
-        said = f"{shown} is a replica, which only reads: name the primary in [database] url"
-    return [Finding("database", ok=not replica, said=said), schema, _connections(settings, room)]
+        answers = _no_database(origin, f"{shown} is a replica, which only reads: name the primary")
+    return [answers, schema, _connections(settings, origin, room)]
 
 
 def _limits(connection: Connection) -> tuple[bool, int]:
@@ -114,16 +167,19 @@ def _limits(connection: Connection) -> tuple[bool, int]:
     return replica, connection.scalar(_ROOM) or 0
 
 
-def _schema(settings: Settings, revision: str | None) -> Finding:
+def _schema(settings: Settings, origin: Origin, revision: str | None) -> Finding:
     lack = migrations.lack_of(revision)
     when = settings.database.migrate_on_start
     ours = when == "always" or (when == "auto" and (settings.database.is_sqlite or revision is None))
-    if lack and ours:
+    if lack and ours and migrations.is_known(revision):
         return Finding("migrations", ok=True, said=f"at {revision or 'none'}: the start migrates")
-    return Finding("migrations", ok=lack is None, said=lack or f"at revision {revision}")
+    if lack is None:
+        return Finding("migrations", ok=True, said=f"at revision {revision}")
+    said = origin.wrong(("database", "migrate_on_start"), lack)
+    return Finding("migrations", ok=False, said=said, code=SCHEMA)
 
 
-def _connections(settings: Settings, room: int) -> Finding:
+def _connections(settings: Settings, origin: Origin, room: int) -> Finding:
     of, workers = settings.database, settings.server.workers
     each = of.pool_size + of.pool_overflow
     total = _ENGINES * each * workers
@@ -134,9 +190,9 @@ def _connections(settings: Settings, room: int) -> Finding:
         )
     if total <= room:
         return Finding("connections", ok=True, said=f"{sum_of} of {room}")
-    return Finding(
-        "connections",
-        ok=False,
-        said=f"{sum_of}, and PostgreSQL has {room}: lower [database] pool_size or [server] workers, "
-        f"or raise max_connections to {total} and what is reserved",
+    reason = (
+        f"{sum_of}, and PostgreSQL has {room}: lower it or [server] workers, "
+        f"or raise max_connections to {total} and what is reserved"
     )
+    said = origin.wrong(("database", "pool_size"), reason)
+    return Finding("connections", ok=False, said=said, code=MISUSED)

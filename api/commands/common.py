@@ -8,12 +8,20 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from api.app import create_app
 from api.logging import configure_logging
+from api.migrations import MigrationFailed
+from api.routes import wrong_rules
 from api.settings import DEFAULT_FILE, ConfigurationError, Origin, Settings, Values, load_with_origin
 
-# Documented in docs/configuration.md: 0 is "as asked".
+# Documented in docs/configuration.md: 0 is "as asked". From 64 on they mean what they mean in sysexits.h,
+# so that systemd, and whoever else starts the service, can tell what there is a use in trying again.
 FAILED: Final = 1
 MISUSED: Final = 2
+SCHEMA: Final = 65
+UNAVAILABLE: Final = 69
+NO_ADDRESS: Final = 71
+INTERRUPTED: Final = 130  # as a shell says it of a process that SIGINT has ended
 
 Config = Annotated[
     Path | None,
@@ -38,10 +46,26 @@ def read_settings(config: Path | None, options: Values | None = None) -> tuple[S
     return settings, origin
 
 
-def fail(message: str) -> typer.Exit:
+def fail(message: str, code: int = FAILED) -> typer.Exit:
     """Say on standard error why it cannot be; raise what this answers."""
     typer.echo(message, err=True)
-    return typer.Exit(FAILED)
+    return typer.Exit(code)
+
+
+def refuse_wrong_rules(settings: Settings, origin: Origin) -> None:
+    """End the command if a rule is for no route: which routes there are is known to the app alone."""
+    if not settings.unit_of_work.rules:
+        return
+    for number, reason in wrong_rules(create_app(settings)):
+        location = ("unit_of_work", "rules", number - 1, "match")
+        raise fail(origin.wrong(location, reason), MISUSED)
+
+
+def cannot_migrate(settings: Settings, origin: Origin, error: MigrationFailed) -> typer.Exit:
+    """Say why a start, or `migrate`, has failed at the database; raise what this answers."""
+    remedy = "run newer code" if error.of_schema else "`python -m api check` says more"
+    reason = f"{settings.database.shown}: cannot migrate: {error}: {remedy}"
+    return fail(origin.wrong(("database", "url"), reason), SCHEMA if error.of_schema else UNAVAILABLE)
 
 
 def echo_json(value: Any) -> None:

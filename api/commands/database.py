@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 from uuid import uuid4
@@ -13,9 +15,19 @@ from uuid import uuid4
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from sqlalchemy import URL, make_url
 
 from api import migrations
-from api.commands.common import Config, examples, fail, read_settings
+from api.commands.common import (
+    INTERRUPTED,
+    SCHEMA,
+    UNAVAILABLE,
+    Config,
+    cannot_migrate,
+    examples,
+    fail,
+    read_settings,
+)
 from api.database import run_with_database
 from api.items.models import Item
 from uow import Database
@@ -32,11 +44,11 @@ Target = Annotated[Path, typer.Argument(help="The file to make. One that is ther
 @commands.command(epilog=examples("python -m api migrate", "python -m api migrate --config production.toml"))
 def migrate(config: Config = None) -> None:
     """Bring the schema of the database up to date."""
-    settings, _ = read_settings(config)
+    settings, origin = read_settings(config)
     try:
         revision = run_with_database(settings, migrations.migrate_with)
     except migrations.MigrationFailed as error:
-        raise fail(f"{settings.database.shown}: cannot migrate: {error}") from None
+        raise cannot_migrate(settings, origin, error) from None
     typer.echo(f"{settings.database.shown} is at revision {revision}.")
 
 
@@ -48,20 +60,35 @@ def seed(items: Items = 100, config: Config = None) -> None:
 
     It adds in units of some hundreds, each whole or not at all, beside a service that runs.
     """
-    settings, _ = read_settings(config)
-    columns = TextColumn("items"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    try:
-        with Progress(*columns, console=Console(stderr=True)) as progress:
-            task = progress.add_task("items", total=items)
-            lack = run_with_database(
-                settings,
-                lambda database: _seed(database, items, lambda added: progress.advance(task, added)),
-            )
-    except migrations.FROM_OUTSIDE as error:
-        raise fail(f"{settings.database.shown}: cannot seed: {migrations.reason_of(error)}") from None
+    settings, origin = read_settings(config)
+    file, shown = settings.database.file, settings.database.shown
+    with _bar() as bar:
+        task = bar.add_task("items", total=items)
+
+        def added() -> str:
+            return f"{int(bar.tasks[task].completed)} of {items} items were added"
+
+        try:
+            if file is not None and not file.exists():  # to look inside would make it
+                lack = migrations.lack_of(None)
+            else:
+                seeding = partial(_seed, items=items, advance=partial(bar.advance, task))
+                lack = run_with_database(settings, seeding)
+        except migrations.FROM_OUTSIDE as error:
+            reason = f"{shown}: cannot seed: {migrations.reason_of(error)}: {added()}"
+            raise fail(origin.wrong(("database", "url"), reason), UNAVAILABLE) from None
+        except KeyboardInterrupt:
+            raise fail(f"{shown}: interrupted: {added()}", INTERRUPTED) from None
     if lack:
-        raise fail(f"{settings.database.shown}: cannot seed: {lack}")
-    typer.echo(f"{settings.database.shown} has {items} more items.")
+        raise fail(f"{shown}: cannot seed: {lack}", SCHEMA)
+    typer.echo(f"{shown} has {items} more items.")
+
+
+def _bar() -> Progress:
+    """How far it is, for people: what a file or a pipe gets is the message of the end alone."""
+    console = Console(stderr=True)
+    columns = TextColumn("items"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 async def _seed(database: Database, items: int, advance: Callable[[int], object]) -> str | None:
@@ -74,7 +101,8 @@ async def _seed(database: Database, items: int, advance: Callable[[int], object]
         added = range(first, min(first + _IN_ONE_UNIT, items))
         async with database.new_unit(name="seed") as unit:
             unit.session.add_all([_demo(number) for number in added])
-        advance(len(added))
+            # Not after the block: one that is interrupted while it commits is kept, and counts.
+            unit.on_commit(partial(advance, len(added)))
     return None
 
 
@@ -98,15 +126,17 @@ def backup(target: Target, config: Config = None) -> None:
     settings, _ = read_settings(config)
     source = settings.database.file
     if not settings.database.is_sqlite:
-        raise fail(
-            f"{settings.database.shown} is PostgreSQL: use pg_dump --format=custom --file={target} ..."
-        )
+        of = make_url(settings.database.url)
+        url = URL.create("postgresql", of.username, None, of.host, of.port, of.database)
+        raise fail(f"{url} is PostgreSQL: use pg_dump --format=custom --file={target} {url}")
     if source is None:
         raise fail(f"{settings.database.shown} is in the memory of one process: there is nothing to copy")
     if not source.is_file():
         raise fail(f"{source}: there is no such file")
     if target.exists():
         raise fail(f"{target} is there already: name another file, or remove it")
+    if not target.absolute().parent.is_dir():
+        raise fail(f"{target}: there is no folder {target.absolute().parent}: make it, or name another file")
     part = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         _copy(source, part)
@@ -119,7 +149,12 @@ def backup(target: Target, config: Config = None) -> None:
 
 
 def _copy(source: Path, part: Path) -> None:
-    """In one step, so that no writer can make it begin again; then look whether it is whole."""
+    """In one step, so that no writer can make it begin again; then look whether it is whole.
+
+    Whoever may not read the database may not read the copy.
+    """
+    with open(os.open(part, os.O_CREAT | os.O_EXCL, 0o600)) as made:
+        os.fchmod(made.fileno(), stat.S_IMODE(source.stat().st_mode))
     uri = f"{source.absolute().as_uri()}?mode=ro"
     reading = sqlite3.connect(uri, uri=True, timeout=_SECONDS_TO_WAIT)
     with closing(reading) as live, closing(sqlite3.connect(part)) as copy:

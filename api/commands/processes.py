@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 import socket
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +21,7 @@ from api.app import create_app
 from api.commands.serve import say_where, uvicorn_config
 from api.database import run_with_database
 from api.logging import configure_logging
-from api.migrations import MigrationFailed, prepare
+from api.migrations import prepare
 from api.settings import Settings
 
 log = structlog.stdlib.get_logger(__name__)
@@ -28,43 +32,53 @@ _SECONDS_TO_ANSWER = 60
 
 def make_app(settings: Settings) -> FastAPI:
     """The app of one worker, which is a new process: nothing is set up in it yet."""
-    configure_logging(settings.logging)
+    configure_logging(settings.logging, worker=os.getpid())
+    threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
     return create_app(settings)
 
 
-def run(settings: Settings, source: Path | None) -> bool:
-    """Serve until a signal; answer whether it came to that."""
-    try:
-        # Once, before there are workers, which would all try.
-        not_ready = run_with_database(
-            settings, lambda database: prepare(database, settings.database.migrate_on_start)
-        )
-    except MigrationFailed as error:
-        log.error("cannot migrate", database=settings.database.shown, reason=str(error))
-        return False
+def _end_with_parent() -> None:
+    """Shut down when the parent is gone, however it went: nobody else would end this process.
+
+    It would go on serving, and the port would be taken for the next start.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        log.warning("the parent process is gone: this worker ends as well", parent=parent.pid)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def run(settings: Settings, source: Path | None, sockets: list[socket.socket]) -> bool:
+    """Serve until a signal; answer whether it came to that. Raises `MigrationFailed`."""
+    # Once, before there are workers, which would all try.
+    not_ready = run_with_database(
+        settings, lambda database: prepare(database, settings.database.migrate_on_start)
+    )
     config = uvicorn_config(
         partial(make_app, settings),
         settings,
         factory=True,
         timeout_worker_healthcheck=_SECONDS_TO_ANSWER,
     )
-    with config.bind_socket() as listener:
-        say = partial(say_where, settings, source, listener, not_ready)
-        if settings.server.reload:
-            config.reload_dirs = [Path(folder) for package in (api, uow) for folder in package.__path__]
-            say()
-            ChangeReload(config, target=uvicorn.Server(config).run, sockets=[listener]).run()
-            return True
-        workers = Workers(config, listener, say)
-        workers.run()
-        return workers.started
+    for each in sockets:
+        each.listen(config.backlog)  # before the workers do, so that nobody comes between
+    say = partial(say_where, settings, source, sockets, not_ready)
+    if settings.server.reload:
+        config.reload_dirs = [Path(folder) for package in (api, uow) for folder in package.__path__]
+        say()
+        ChangeReload(config, target=uvicorn.Server(config).run, sockets=sockets).run()
+        return True
+    workers = Workers(config, sockets, say)
+    workers.run()
+    return workers.started
 
 
 class Workers(Multiprocess):
     """uvicorn's processes, with a word as soon as all of them serve."""
 
-    def __init__(self, config: uvicorn.Config, listener: socket.socket, say: partial[None]) -> None:
-        super().__init__(config, [listener])
+    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket], say: partial[None]) -> None:
+        super().__init__(config, sockets)
         self.started = False
         self._say = say
 
@@ -74,3 +88,9 @@ class Workers(Multiprocess):
             self.started = all(process.is_ready(timeout=1) for process in self.processes)
             if self.started:
                 self._say()
+
+    def terminate_all(self) -> None:
+        super().terminate_all()
+        # While one process has it open, clients are not refused: they wait for whoever does not serve.
+        for each in self.sockets:
+            each.close()

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-import structlog
 import typer
 import uvicorn
 
 from api.app import create_app
-from api.commands.common import FAILED, Config, examples, fail, read_settings
+from api.commands.common import (
+    FAILED,
+    NO_ADDRESS,
+    Config,
+    cannot_migrate,
+    examples,
+    fail,
+    read_settings,
+    refuse_wrong_rules,
+)
+from api.commands.listening import CannotListen, bound
+from api.database import end_of_threads
+from api.header_limit import LimitedProtocol
 from api.migrations import MigrationFailed, prepare
 from api.settings import DEFAULT_FILE, Settings
 from uow import Database
 
-log = structlog.stdlib.get_logger(__name__)
 commands = typer.Typer()
 
 Host = Annotated[str | None, typer.Option(help="The address to listen on.")]
@@ -33,42 +45,54 @@ Port = Annotated[int | None, typer.Option(help="The port to listen on; 0 takes a
     )
 )
 def serve(config: Config = None, host: Host = None, port: Port = None) -> None:
-    """Serve the inventory (what no command does, too)."""
+    """Serve the inventory. This is what `python -m api` does without a command.
+
+    After SIGTERM or Ctrl-C the requests under way are answered, and nobody else is.
+    """
     from api.commands import processes  # noqa: PLC0415 - it imports this module
 
     given = {"host": host, "port": port}
-    settings, _ = read_settings(config, {"server": {k: v for k, v in given.items() if v is not None}})
-    source = config or (DEFAULT_FILE if DEFAULT_FILE.is_file() else None)
-    clear_socket(settings)
+    settings, origin = read_settings(config, {"server": {k: v for k, v in given.items() if v is not None}})
+    refuse_wrong_rules(settings, origin)
+    try:
+        sockets = bound(settings.server)
+    except CannotListen as error:
+        raise fail(origin.wrong(("server", error.key), str(error)), NO_ADDRESS) from None
     started = False
-    # Ctrl-C is how it is meant to end: the server has shut down before the interrupt comes here.
-    # SystemExit is how it says that it has no address to listen on; the log has the reason.
-    with suppress(KeyboardInterrupt, SystemExit):
-        if settings.server.workers > 1 or settings.server.reload:
-            started = processes.run(settings, source)
-        else:
-            server = Server(settings, source)
-            try:
-                server.run()
-            finally:
-                started = server.started
-    if started and settings.server.unix_socket:
-        Path(settings.server.unix_socket).unlink(missing_ok=True)
+    # A signal is how it is meant to end: the server has shut down before the interrupt comes here.
+    # SystemExit is how uvicorn says that it cannot serve; the log has the reason.
+    try:
+        with suppress(KeyboardInterrupt, SystemExit), _terminated_as_interrupted():
+            if settings.server.workers > 1 or settings.server.reload:
+                started = processes.run(settings, origin.path, sockets)
+            else:
+                server = Server(settings, origin.path)
+                try:
+                    server.run(sockets)
+                finally:
+                    started = server.started
+    except MigrationFailed as error:
+        raise cannot_migrate(settings, origin, error) from None
+    finally:
+        for each in sockets:
+            each.close()
+        if settings.server.unix_socket:
+            Path(settings.server.unix_socket).unlink(missing_ok=True)
     if not started:
         raise typer.Exit(FAILED)
 
 
-def clear_socket(settings: Settings) -> None:
-    """Remove the Unix socket of a server that was killed; that of one that listens ends the start."""
-    path = Path(settings.server.unix_socket)
-    if settings.server.unix_socket and path.is_socket():
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
-            try:
-                caller.connect(str(path))
-            except ConnectionRefusedError:
-                path.unlink(missing_ok=True)
-                return
-        raise fail(f"[server] unix_socket: another server listens on {path}")
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Make SIGTERM the same as Ctrl-C: uvicorn sends itself again what it has shut down for.
+
+    That would kill the process: its Unix socket would stay, and its end would look like a failure.
+    """
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def uvicorn_config(app: Any, settings: Settings, **more: Any) -> uvicorn.Config:
@@ -86,6 +110,8 @@ def uvicorn_config(app: Any, settings: Settings, **more: Any) -> uvicorn.Config:
         ssl_keyfile=server.tls_key or None,
         timeout_keep_alive=server.keep_alive_timeout,
         timeout_graceful_shutdown=server.graceful_shutdown_timeout,
+        http=LimitedProtocol,
+        h11_max_incomplete_event_size=server.max_header_size,
         lifespan="on",
         ws="none",
         log_config=None,
@@ -102,31 +128,30 @@ class Server(uvicorn.Server):
         app = create_app(settings)
         self.settings = settings
         self.database: Database = app.state.database
-        self.not_ready: str | None = None
         self.source = source
         super().__init__(uvicorn_config(app, settings))
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         try:
-            self.not_ready = await prepare(self.database, self.settings.database.migrate_on_start)
-        except MigrationFailed as error:
-            log.error("cannot migrate", database=self.settings.database.shown, reason=str(error))
+            not_ready = await prepare(self.database, self.settings.database.migrate_on_start)
+        except MigrationFailed:
             await self.database.dispose()
-            self.should_exit = True
-            return
+            await end_of_threads()
+            raise
         await super().startup(sockets)
-        for server in self.servers:
-            for listener in server.sockets:
-                say_where(self.settings, self.source, listener, self.not_ready)
+        if self.started and sockets:
+            say_where(self.settings, self.source, sockets, not_ready)
 
 
 def say_where(
-    settings: Settings, source: Path | None, listener: socket.socket, not_ready: str | None
+    settings: Settings, source: Path | None, sockets: list[socket.socket], not_ready: str | None
 ) -> None:
     """Tell the people at the terminal where to go on."""
-    address = _address(listener, "https" if settings.server.tls_certificate else "http")
+    scheme = "https" if settings.server.tls_certificate else "http"
+    address, *others = [_address(each, scheme) for each in sockets]
     lines = [
         f"{settings.service.title} is at {address}",
+        *[f"  and at         {other}" for other in others],
         f"  documentation  {address}/docs",
         f"  health         {address}/readyz",
         f"  database       {settings.database.shown}",

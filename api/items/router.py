@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 
-from api.answers import linked, located, tagged, tagged_or_304
+from api.answers import FIRST_ID, ID, TAG, leads_to, located, paged, tagged, tagged_or_304
 from api.conditional import (
     CONDITIONAL,
     CONDITIONAL_EDIT,
@@ -26,11 +26,16 @@ from api.items.schemas import (
 )
 from api.paging import InvalidCursor, Page
 from api.problems import documented
+from api.routing import Router
 from api.schemas import Cursor, Limit, PathId
 from api.strict import UnsupportedMediaType
 
-router = APIRouter(prefix="/items", tags=["items"])
+router = Router(prefix="/items", tags=["items"])
 items = ItemRepository()
+
+AFTER_CREATION = leads_to("get_item", "receive_stock", item_id=ID) | leads_to(
+    "change_item", "delete_item", **{"path.item_id": ID, "header.If-Match": TAG}
+)
 
 
 def shown(item: Item) -> Representation:
@@ -41,7 +46,7 @@ def shown(item: Item) -> Representation:
     "/",
     status_code=201,
     response_model=ItemAnswer,
-    responses=documented(SkuTaken, UnsupportedMediaType, body=True) | tagged(201),
+    responses=documented(SkuTaken, UnsupportedMediaType, body=True) | tagged(201, AFTER_CREATION),
     summary="Create an item",
 )
 async def create_item(new: NewItem) -> Response:
@@ -50,7 +55,10 @@ async def create_item(new: NewItem) -> Response:
 
 
 @router.get(
-    "/", response_model=ItemPage, responses=documented(InvalidCursor) | linked(), summary="List the items"
+    "/",
+    response_model=ItemPage,
+    responses=documented(InvalidCursor) | paged(leads_to("get_item", item_id=FIRST_ID)),
+    summary="List the items",
 )
 async def list_items(response: Response, limit: Limit = 50, cursor: Cursor = None) -> Page[Item]:
     page = await service.list_items(items, limit=limit, cursor=cursor)
@@ -95,10 +103,11 @@ async def delete_item(item_id: PathId, conditions: ConditionalEdit) -> None:
     "/{item_id}/receipts",
     status_code=201,
     response_model=ReceiptAnswer,
-    responses=documented(ItemNotFound, StockLimitExceeded, UnsupportedMediaType, body=True) | located(),
+    responses=documented(ItemNotFound, StockLimitExceeded, UnsupportedMediaType, body=True)
+    | located(leads_to("get_receipt", item_id="$request.path.item_id", receipt_id=ID)),
     summary="Receive stock",
 )
-async def receive(item_id: PathId, new: NewReceipt, response: Response) -> Receipt:
+async def receive_stock(item_id: PathId, new: NewReceipt, response: Response) -> Receipt:
     receipt = await service.receive(items, item_id, new.quantity)
     response.headers["Location"] = f"/items/{item_id}/receipts/{receipt.id}"
     return receipt

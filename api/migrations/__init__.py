@@ -37,7 +37,14 @@ FROM_OUTSIDE = (SQLAlchemyError, OSError, CommandError, errors.UnitOfWorkError)
 
 
 class MigrationFailed(Exception):
-    """The schema is as it was; the message is the database's."""
+    """The schema is as it was; the message is the database's.
+
+    `of_schema`: the database can be reached, and its schema is none that this code knows.
+    """
+
+    def __init__(self, reason: str, *, of_schema: bool = False) -> None:
+        super().__init__(reason)
+        self.of_schema = of_schema
 
 
 def migrate(url: str) -> str:
@@ -88,6 +95,12 @@ def head() -> str:
     return revision
 
 
+def is_known(revision: str | None) -> bool:
+    """Whether this code has the migration that a schema is at; not that of newer code."""
+    known = {each.revision for each in ScriptDirectory.from_config(_config()).walk_revisions()}
+    return revision is None or revision in known
+
+
 def lack_of(revision: str | None) -> str | None:
     """What is wrong with a schema of this revision, in words; None if the code can work with it."""
     if revision == head():
@@ -103,13 +116,13 @@ def _failing_briefly() -> Iterator[None]:
     try:
         yield
     except FROM_OUTSIDE as error:
-        raise MigrationFailed(reason_of(error)) from None
+        raise MigrationFailed(reason_of(error), of_schema=isinstance(error, CommandError)) from None
 
 
 def reason_of(error: BaseException) -> str:
     """What the driver says, without what SQLAlchemy adds for developers."""
     said = error.orig if isinstance(error, DBAPIError) else error
-    return str(said) or type(said).__name__
+    return " ".join(str(said).split()) or type(said).__name__  # one line of it is enough for a message
 
 
 def _upgrade(connection: Connection) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 
-from api.answers import linked, tagged, tagged_or_304
+from api.answers import FIRST_ID, ID, leads_to, paged, tagged, tagged_or_304
 from api.conditional import CONDITIONAL, Conditional, Representation
 from api.items.errors import StockLimitExceeded, UnknownItems
 from api.items.repository import ItemRepository
@@ -15,10 +15,11 @@ from api.orders.repository import OrderRepository
 from api.orders.schemas import NewOrder, OrderAnswer, OrderPage
 from api.paging import InvalidCursor, Page
 from api.problems import documented
+from api.routing import Router
 from api.schemas import Cursor, Limit, PathId
 from api.strict import UnsupportedMediaType
 
-router = APIRouter(prefix="/orders", tags=["orders"])
+router = Router(prefix="/orders", tags=["orders"])
 items = ItemRepository()
 orders = OrderRepository()
 
@@ -31,7 +32,8 @@ def shown(order: Order) -> Representation:
     "/",
     status_code=201,
     response_model=OrderAnswer,
-    responses=documented(UnknownItems, OutOfStock, UnsupportedMediaType, body=True) | tagged(201),
+    responses=documented(UnknownItems, OutOfStock, UnsupportedMediaType, body=True)
+    | tagged(201, leads_to("get_order", "cancel_order", order_id=ID)),
     summary="Place an order: every line or none",
 )
 async def place_order(new: NewOrder) -> Response:
@@ -41,7 +43,10 @@ async def place_order(new: NewOrder) -> Response:
 
 
 @router.get(
-    "/", response_model=OrderPage, responses=documented(InvalidCursor) | linked(), summary="List the orders"
+    "/",
+    response_model=OrderPage,
+    responses=documented(InvalidCursor) | paged(leads_to("get_order", order_id=FIRST_ID)),
+    summary="List the orders",
 )
 async def list_orders(response: Response, limit: Limit = 50, cursor: Cursor = None) -> Page[Order]:
     page = await service.list_orders(orders, limit=limit, cursor=cursor)

@@ -9,6 +9,7 @@ from typing import cast
 import httpx
 import pytest
 
+from tests.api.guarded import GuardedService, Keys
 from tests.api.service import Service, new_backend
 from tests.support.backends import LEGS, Leg
 from tests.support.postgres import PostgresServers
@@ -38,6 +39,29 @@ def service(
 def client(service: Service) -> Iterator[httpx.Client]:
     """A client of the shared service, which keeps its connections."""
     with httpx.Client(base_url=service.base_url, timeout=LIMIT, trust_env=False) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedService]:
+    """The service with API keys, on SQLite: what a guard refuses comes to no database."""
+    running = GuardedService(tmp_path_factory.mktemp("guarded"))
+    running.start()
+    yield running
+    running.close()
+    running.backend.drop()
+
+
+@pytest.fixture(scope="session")
+def keys(guarded: GuardedService) -> Keys:
+    """The keys that it knows."""
+    return guarded.keys
+
+
+@pytest.fixture(scope="session")
+def keyless(guarded: GuardedService) -> Iterator[httpx.Client]:
+    """A client of it that sends no key by itself."""
+    with httpx.Client(base_url=guarded.base_url, timeout=LIMIT, trust_env=False) as made:
         yield made
 
 

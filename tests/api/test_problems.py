@@ -106,7 +106,7 @@ def test_what_is_wrong_is_named_and_not_repeated(client: httpx.Client) -> None:
         "%FF",
         "\uff11",
         "a b",
-        "9223372036854775808",
+        "9007199254740992",
         "9" * 5000,
     ],
     ids=lambda row_id: row_id[:20],
@@ -198,12 +198,14 @@ def test_an_unknown_path_is_not_found(client: httpx.Client, path: str) -> None:
 @pytest.mark.parametrize(
     ("path", "allowed"),
     [
-        ("/items/", {"GET", "POST"}),
-        ("/items/1", {"GET", "PATCH", "DELETE"}),
-        ("/items/x", {"GET", "PATCH", "DELETE"}),
-        ("/problems/out-of-stock", {"GET"}),
+        ("/items/", {"GET", "HEAD", "POST"}),
+        ("/items/1", {"GET", "HEAD", "PATCH", "DELETE"}),
+        ("/items/x", {"GET", "HEAD", "PATCH", "DELETE"}),
+        ("/problems/out-of-stock", {"GET", "HEAD"}),
         ("/orders/1/cancel", {"POST"}),
-        ("/livez", {"GET"}),
+        ("/livez", {"GET", "HEAD"}),
+        ("/openapi.json", {"GET", "HEAD"}),
+        ("/docs", {"GET", "HEAD"}),
     ],
 )
 def test_a_method_that_a_path_does_not_have_is_refused(
@@ -213,8 +215,9 @@ def test_a_method_that_a_path_does_not_have_is_refused(
         answer = client.request(method, path)
         assert_problem(answer, 405, "method-not-allowed")
         assert set(answer.headers["allow"].split(", ")) == allowed
-    answer = client.head(path)
-    assert (answer.status_code, answer.content) == (405, b"")
+    if "HEAD" not in allowed:
+        answer = client.head(path)
+        assert (answer.status_code, answer.content) == (405, b"")
 
 
 @on_one_engine
@@ -222,7 +225,7 @@ def test_a_slash_too_many_or_too_few_leads_to_the_path(client: httpx.Client) -> 
     item_id = new_item(client)
     for path, right in (("/items", "/items/"), (f"/items/{item_id}/", f"/items/{item_id}")):
         answer = client.get(path)
-        assert (answer.status_code, answer.headers["location"]) == (307, f"{client.base_url}{right}")
+        assert (answer.status_code, answer.headers["location"]) == (307, right)
     answer = client.post("/items", json={"name": "Mug", "price": 1}, follow_redirects=True)
     assert answer.status_code == 201
 
@@ -304,7 +307,7 @@ def problems_of(operation: Mapping[str, Any]) -> dict[str, int]:
     """The names of the documented problems, with their statuses."""
     found = {}
     for status, response in operation["responses"].items():
-        if status.startswith(("2", "3", "500", "503", "default")):
+        if status.startswith(("2", "3", "500", "503")):
             continue
         content = response["content"]["application/problem+json"]
         for name, example in content.get("examples", {}).items():
@@ -322,8 +325,10 @@ def test_every_refusal_of_the_service_is_documented(document: dict[str, Any]) ->
     found = {
         name: status for each in operations(document).values() for name, status in problems_of(each).items()
     }
-    in_every_body = {"invalid-request": 422, "bad-request": 400, "content-too-large": 413}
-    assert found == {p.name: p.status for p in refusals if p.name != "not-ready"} | in_every_body
+    general = {"invalid-request": 422, "bad-request": 400, "content-too-large": 413, "headers-too-large": 431}
+    # Not ready: by one route alone. The others: where keys are asked for (test_security_guard.py).
+    elsewhere = {"not-ready", "key-required", "scope-missing"}
+    assert found == {p.name: p.status for p in refusals if p.name not in elsewhere} | general
 
 
 def test_every_operation_is_documented(document: dict[str, Any]) -> None:
@@ -347,7 +352,7 @@ def test_every_operation_is_documented(document: dict[str, Any]) -> None:
     for operation in documented.values():
         assert operation["summary"]
         assert operation["tags"]
-        assert {"500", "503", "default"} <= operation["responses"].keys()
+        assert {"413", "500", "503"} <= operation["responses"].keys()
         assert "Retry-After" in operation["responses"]["503"]["headers"]
     assert problems_of(documented["POST /orders/"]) == {
         "unknown-items": 422,
@@ -355,6 +360,7 @@ def test_every_operation_is_documented(document: dict[str, Any]) -> None:
         "out-of-stock": 409,
         "bad-request": 400,
         "content-too-large": 413,
+        "headers-too-large": 431,
         "unsupported-media-type": 415,
     }
     not_ready = documented["GET /readyz"]["responses"]["503"]["content"]["application/problem+json"]

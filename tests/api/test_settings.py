@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from itertools import pairwise
 from pathlib import Path
@@ -11,11 +12,16 @@ import pytest
 from typer.testing import CliRunner
 
 from api.cli import app
+from api.origin import keys_at
 from api.settings import ConfigurationError, Settings, load_settings
 from tests.api.service import run_api
 from tests.support.server import ROOT
 
-SECTIONS = {name: list(type(field.default).model_fields) for name, field in Settings.model_fields.items()}
+# Lists of tables are in the file as examples: what is set as [] could not have tables below it.
+SECTIONS = {
+    section: [key for key in keys_at(Settings, (section,)) if not keys_at(Settings, (section, key))]
+    for section in Settings.model_fields
+}
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +54,15 @@ def test_every_setting_of_the_file_has_a_comment_above_it() -> None:
     lines = (ROOT / "config.toml").read_text().splitlines()
     bare = [line for before, line in pairwise(lines) if line[:1].isalpha() and not before.startswith("#")]
     assert bare == []
+
+
+def test_the_rule_of_the_file_is_one_once_it_is_no_comment() -> None:
+    """Whoever takes the marks away gets a rule, and whatever is set there exists."""
+    lines = (ROOT / "config.toml").read_text().splitlines()
+    marked = lines[lines.index("# [[unit_of_work.rules]]") : lines.index("[security]")]
+    path = config("\n".join(line.removeprefix("# ") for line in marked if re.match(r"# (\[|\w+ = )", line)))
+    (rule,) = load_settings(path).unit_of_work.rules
+    assert {"match", *rule.options()} == set(keys_at(Settings, ("unit_of_work", "rules")))
 
 
 def test_the_environment_wins_over_the_file_and_an_option_over_both(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +103,7 @@ def test_settings_cannot_be_changed() -> None:
         pytest.param(
             "port = 1",
             "a.toml, line 1: [port]: unknown section;"
-            " known are service, server, database, unit_of_work, logging",
+            " known are service, server, database, unit_of_work, security, logging",
             id="a key outside of a section",
         ),
         pytest.param("server = 1", "a.toml, line 1: [server]: is a section, not a value", id="no section"),
@@ -175,7 +190,9 @@ def test_a_file_that_was_named_has_to_be_there(path: str, reason: str) -> None:
 
 def test_a_file_in_another_encoding_is_refused() -> None:
     Path("a.toml").write_bytes(b"[service]\ntitle = '\xe9'")
-    with pytest.raises(ConfigurationError, match=r"^a\.toml: is not UTF-8$"):
+    with pytest.raises(
+        ConfigurationError, match=r"^a\.toml, line 2: is not UTF-8: save it in this encoding$"
+    ):
         load_settings(Path("a.toml"))
 
 

@@ -44,11 +44,11 @@ def test_config_says_where_each_value_came_from() -> None:
     }
 
 
-def test_a_key_whose_line_is_hard_to_say_is_still_from_the_file() -> None:
+def test_a_key_has_its_line_however_it_is_spelt() -> None:
     Path("config.toml").write_text("server = { port = 1 }\n", encoding="utf-8")
     assert told_json("config")["server"]["port"] == {"value": 1, "from": "config.toml, line 1"}
     Path("config.toml").write_text('["server"]\n"port" = 1\n', encoding="utf-8")
-    assert told_json("config")["server"]["port"] == {"value": 1, "from": "config.toml"}
+    assert told_json("config")["server"]["port"] == {"value": 1, "from": "config.toml, line 2"}
 
 
 def test_config_prints_every_key_and_nothing_else() -> None:
@@ -59,10 +59,43 @@ def test_config_prints_every_key_and_nothing_else() -> None:
 
 
 def test_what_config_prints_is_a_configuration(tmp_path: Path) -> None:
-    """The text for people is TOML, with the places as comments."""
-    (tmp_path / "printed.toml").write_text(told("config", UOW_SERVER__PORT="9"), encoding="utf-8")
-    assert load_settings(tmp_path / "printed.toml").server.port == 9
-    assert "port = 9" in told("config", UOW_SERVER__PORT="9")
+    """The text for people is TOML, with the places as comments; lists of tables are tables."""
+    Path("config.toml").write_text(RULES, encoding="utf-8")
+    printed = told("config", UOW_SERVER__PORT="9")
+    (tmp_path / "printed.toml").write_text(printed, encoding="utf-8")
+    again = load_settings(tmp_path / "printed.toml")
+    assert again.server.port == 9
+    assert again.unit_of_work == load_settings().unit_of_work
+    assert "port = 9" in printed
+    assert "[[unit_of_work.rules]]  # config.toml, line 5\n" in printed
+
+
+RULES = """
+[unit_of_work]
+stream_timeout = "90s"
+
+[[unit_of_work.rules]]
+match = "* /items/*"
+stream_timeout = "500ms"
+commit_on = [404]
+
+[[unit_of_work.rules]]
+match = "GET /items/"
+isolation = "serializable"
+stream_timeout = 1
+"""
+
+
+def test_routes_says_which_rule_has_set_an_option() -> None:
+    Path("config.toml").write_text(RULES, encoding="utf-8")
+    found = {f"{route['method']} {route['path']}": route["unit"] for route in told_json("routes")}
+    assert found["GET /items/"]["stream_timeout"] == {"value": "1s", "from": "rule 2"}
+    assert found["GET /items/"]["isolation"] == {"value": "SERIALIZABLE", "from": "rule 2"}
+    assert found["GET /items/"]["commit_on"] == {"value": [404], "from": "rule 1"}
+    assert found["GET /items/"]["read_only"] == {"value": True, "from": "default for GET"}
+    assert found["POST /items/"]["stream_timeout"] == {"value": "500ms", "from": "rule 1"}
+    assert found["GET /orders/"]["stream_timeout"] == {"value": "90s", "from": "default for GET"}
+    assert "isolation=SERIALIZABLE (rule 2)" in told("routes")
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]], ids=["text", "json"])

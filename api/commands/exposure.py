@@ -1,0 +1,55 @@
+"""What `check` says of who can listen to the service and read its files. It warns: a proxy may see to it."""
+
+from __future__ import annotations
+
+import stat
+from ipaddress import ip_address
+from pathlib import Path
+
+from sqlalchemy import make_url
+
+from api.settings import Origin, Settings
+
+
+def exposures(settings: Settings, origin: Origin) -> list[str]:
+    """What others than the operator may see or do, each with what to do about it."""
+    return [*_network(settings), *_files(settings, origin)]
+
+
+def _network(settings: Settings) -> list[str]:
+    server = settings.server
+    if server.unix_socket or _is_loopback(server.host):
+        return []
+    if settings.security.authentication == "none":
+        remedy = "make keys with `python -m api key`"
+        return [f"whoever reaches {server.host} may read and change everything: {remedy}"]
+    if not server.tls_certificate:
+        remedy = "set [server] tls_certificate, or listen on 127.0.0.1 behind a proxy that has TLS"
+        return [f"keys come to {server.host} unencrypted: {remedy}"]
+    return []
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _files(settings: Settings, origin: Origin) -> list[str]:
+    files = [settings.server.tls_key, settings.database.password_file, *map(str, origin.secrets.values())]
+    in_file = str(origin.path) in origin.of_value("database", "url")
+    if origin.path and in_file and make_url(settings.database.url).password:
+        files.append(str(origin.path))
+    return [
+        f"{file} has a secret that every user of this machine may read: chmod o= {file}"
+        for file in files
+        if file and _is_for_everybody(Path(file))
+    ]
+
+
+def _is_for_everybody(file: Path) -> bool:
+    try:
+        return bool(file.stat().st_mode & stat.S_IROTH)
+    except OSError:
+        return False

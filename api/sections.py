@@ -19,6 +19,7 @@ from api.keys import Key
 from api.rules import Rule
 from api.section import Section, conflict
 from api.units import Bytes, Seconds, WholeSeconds
+from uow.engines.postgresql import unknown_to_asyncpg
 
 # What a URL may begin with, and the package that then has to be there.
 DRIVERS = {
@@ -157,6 +158,8 @@ class DatabaseSettings(Section):
             raise ValueError(f"{driver} is not one of {', '.join(sorted(DRIVERS))}")
         if find_spec(package := DRIVERS[driver]) is None:
             raise ValueError(f"{driver} needs the package {package}: pip install {package}")
+        if package == "asyncpg" and (unknown := unknown_to_asyncpg(make_url(url))):
+            raise ValueError(unknown)
         return url
 
     @model_validator(mode="after")

@@ -71,7 +71,7 @@ def run(settings: Settings, source: Path | None, sockets: list[socket.socket]) -
         return True
     workers = Workers(config, sockets, say)
     workers.run()
-    return workers.started
+    return workers.started or workers.was_asked_to_end
 
 
 class Workers(Multiprocess):
@@ -80,6 +80,7 @@ class Workers(Multiprocess):
     def __init__(self, config: uvicorn.Config, sockets: list[socket.socket], say: partial[None]) -> None:
         super().__init__(config, sockets)
         self.started = False
+        self.was_asked_to_end = False
         self._say = say
 
     def keep_subprocess_alive(self) -> None:
@@ -88,6 +89,14 @@ class Workers(Multiprocess):
             self.started = all(process.is_ready(timeout=1) for process in self.processes)
             if self.started:
                 self._say()
+
+    def handle_int(self) -> None:
+        self.was_asked_to_end = True
+        super().handle_int()
+
+    def handle_term(self) -> None:
+        self.was_asked_to_end = True
+        super().handle_term()
 
     def terminate_all(self) -> None:
         super().terminate_all()

@@ -122,6 +122,18 @@ def test_what_is_under_way_is_answered_after_a_stop_signal(own_service: Service)
     own_service.backend.wait_until_at_rest()
 
 
+def test_a_stop_signal_before_all_workers_serve_is_no_failure(
+    own_service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_service.env |= {"UOW_SERVER__WORKERS": str(WORKERS)}
+    monkeypatch.setattr(own_service, "_is_up", lambda news: "Started parent process" in news)
+    own_service.start()
+    own_service.send(signal.SIGTERM)
+    own_service.wait_until_gone()
+    assert own_service.terminate() == 0
+    assert "Traceback" not in own_service.log()
+
+
 def test_a_stop_signal_under_load_loses_nothing_and_leaves_nothing_half_done(workers: Service) -> None:
     backend = workers.backend
     items = [new_item(workers.client(), stock=50) for _ in range(4)]

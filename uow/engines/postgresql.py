@@ -137,12 +137,20 @@ def _for_asyncpg(url: URL, given: dict[str, Any], settings: dict[str, str]) -> t
     seconds = query.pop("timeout", None)
     if isinstance(seconds, str):
         arguments["timeout"] = float(seconds) or None  # libpq says 0 for no limit
-    if query and (unknown := sorted(query.keys() - _keywords_of_asyncpg())):
-        raise ValueError(
-            f"asyncpg knows no {', '.join(unknown)} in a URL; write postgresql+psycopg://, whose driver "
-            f"takes all that libpq does, or give asyncpg's own keywords as connect_args"
-        )
+    if unknown := unknown_to_asyncpg(url):
+        raise ValueError(f"{unknown}, or give asyncpg's own keywords as connect_args")
     return url.set(query=query), arguments | given | {"server_settings": arguments["server_settings"]}
+
+
+def unknown_to_asyncpg(url: URL) -> str | None:
+    """What a URL says that asyncpg does not know, with the remedy; None if it knows all of it."""
+    words = {_ASYNCPG_WORDS.get(word, word) for word in url.query} - {"application_name", "timeout"}
+    if not words or not (unknown := sorted(words - _keywords_of_asyncpg())):
+        return None
+    return (
+        f"asyncpg knows no {', '.join(unknown)} in a URL; write postgresql+psycopg://, whose driver takes "
+        f"all that libpq does"
+    )
 
 
 @functools.cache

@@ -83,13 +83,17 @@ class Exchange(Place):
 
     def _make_unit(self) -> UnitOfWork:
         """The unit; once the answer has begun only one that it may keep, for what it streams."""
-        options = partial(options_of, self.scope, self._default_options(), self._settings.rules)
+        options = self._options(self._default_options())
         around = self.token.old_value  # a request may be made inside of a unit, in a test for example
         outer = around.unit if isinstance(around, Place) else None
         unit = UnitOfWork(self.database, self.name, options, is_request=True, outer=outer)
         if self.started and not unit.outlives_start:
             raise _messages.closed(self.name)
         return unit
+
+    def _options(self, default: UnitOptions) -> Callable[[], UnitOptions]:
+        """What looks the options up; it must not know this object, or a garbage collector had to free it."""
+        return partial(options_of, self.scope, default)
 
     def _default_options(self) -> UnitOptions:
         settings = self._settings
@@ -142,3 +146,16 @@ class Exchange(Place):
         """The request is over: what knows each other would be kept until a garbage collection."""
         self._answer = None
         self.server_send = drop  # for a task that has kept `send`
+
+
+class RuledExchange(Exchange):
+    """One request of a middleware that has rules for routes."""
+
+    __slots__ = ("_root",)
+
+    def __init__(self, settings: Settings, scope: Scope, receive: Receive, send: Send) -> None:
+        super().__init__(settings, scope, receive, send)
+        self._root: str = scope.get("root_path", "")  # mounts inside will move it
+
+    def _options(self, default: UnitOptions) -> Callable[[], UnitOptions]:
+        return partial(options_of, self.scope, default, self._settings.rules, self._root)

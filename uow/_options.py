@@ -113,7 +113,9 @@ def unit_options(
     return mark
 
 
-def options_of(scope: HttpScope, default: UnitOptions, rules: Rules | None = None) -> UnitOptions:
+def options_of(
+    scope: HttpScope, default: UnitOptions, rules: Rules | None = None, root: str = ""
+) -> UnitOptions:
     """The options of a request's unit: the default < the decorator of its endpoint < the rules."""
     endpoint = found = scope.get("endpoint")
     if found is None or hasattr(found, "routes"):
@@ -122,7 +124,7 @@ def options_of(scope: HttpScope, default: UnitOptions, rules: Rules | None = Non
         endpoint = getattr(endpoint, scope["method"].lower(), endpoint)
     marked = getattr(endpoint, _MARK, None)
     options = replace(default, **marked) if marked else default
-    return options if rules is None else rules.change(options, scope, found)
+    return options if rules is None else rules.change(options, scope, root, found)
 
 
 def _endpoint_of(scope: HttpScope, routes: Iterable[Any]) -> Any:

@@ -1,7 +1,7 @@
 """The rules of a deployment: options for the units of chosen routes, over what the code says.
 
-A rule names a route as it is declared, "POST /orders/". It is looked up once, when the app starts, so that
-one that matches nothing is an error then, and costs a request no more than a look into a table.
+A rule names a route as it is declared, "POST /orders/". One that matches nothing is an error when the app
+starts; the routes are looked at once, before the first unit, so that a request pays for a look into a table.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from itertools import count
 from typing import Any
 
-from starlette.routing import compile_path
+from starlette.routing import WebSocketRoute, compile_path
 
 from ._options import OPTION_NAMES, HttpScope, UnitOptions, checked_options
 
-_ANY = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY")
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY")
 _MATCH = re.compile(r"(\*|[A-Z]+) (\*|/\S*)")
 
 
@@ -46,6 +47,7 @@ class Declared:
     methods: frozenset[str]
     """What it answers to; empty for any method, as a mounted app of another make has it."""
     endpoint: Any
+    """What answers; None where an app of another make has more to say."""
 
 
 def checked_rules(rules: Sequence[Mapping[str, Any]]) -> tuple[Rule, ...]:
@@ -77,35 +79,39 @@ def _checked(number: int, given: Mapping[str, Any]) -> Rule:
 class Rules:
     """The rules of a middleware, and the routes of its app that they are for."""
 
-    __slots__ = ("_app", "_of_endpoint", "_rules")
+    __slots__ = ("_app", "_bound", "_rules")
 
     def __init__(self, rules: Sequence[Mapping[str, Any]], app: Any) -> None:
         self._rules = checked_rules(rules)
         self._app = app
-        self._of_endpoint: dict[int, list[Declared]] | None = None
+        self._bound: dict[int, list[_Bound]] | None = None
 
-    def bind(self) -> dict[int, list[Declared]]:
-        """The routes by their endpoints; ValueError, with the nearest ones, for a rule that names none."""
+    def bind(self) -> None:
+        """Find the routes; ValueError, with the nearest ones, for a rule that names none."""
         routes = [*declared(self._app)]
         for number, rule in enumerate(self._rules, start=1):
-            if not any(rule.names(route, method) for route in routes for method in route.methods or _ANY):
+            if not any(rule.names(route, method) for route in routes for method in route.methods or METHODS):
                 raise ValueError(_no_route(number, rule, routes))
-        by_endpoint: dict[int, list[Declared]] = {}
+        bound: dict[int, list[_Bound]] = {}
         for route in routes:
-            by_endpoint.setdefault(id(route.endpoint), []).append(route)
-        return by_endpoint
+            methods = route.methods or METHODS
+            changes = {method: self._changes(route, method) for method in methods}
+            bound.setdefault(id(route.endpoint), []).append(_Bound(route, _pattern(route.path), changes))
+        self._bound = bound
 
-    def change(self, options: UnitOptions, scope: HttpScope, endpoint: Any) -> UnitOptions:
-        """The options of a request's unit, changed by all rules that name its route; the last one wins."""
-        if self._of_endpoint is None:
-            self._of_endpoint = self.bind()
-        routes = self._of_endpoint.get(id(endpoint), [])
-        if len(routes) > 1:  # one function under several paths
-            path = _path_of(scope)
-            routes = [route for route in routes if _matches(route, path)]
-        for route in routes[:1]:
-            for _, rule in self.of(route, scope["method"]):
-                options = replace(options, **rule.options)
+    def change(self, options: UnitOptions, scope: HttpScope, root: str, endpoint: Any) -> UnitOptions:
+        """The options of a request's unit, changed by all rules that name its route; the last one wins.
+
+        `root` is the `root_path` that the middleware was entered with: mounts inside have moved it since.
+        """
+        if self._bound is None:
+            self.bind()
+        assert self._bound is not None
+        path = _below(root, scope["path"])
+        method = scope["method"]
+        for route in (*self._bound.get(id(endpoint), ()), *self._bound.get(id(None), ())):
+            if method in route.changes and route.pattern.match(path):
+                return replace(options, **route.changes[method])
         return options
 
     def of(self, route: Declared, method: str) -> Iterator[tuple[int, Rule]]:
@@ -114,40 +120,58 @@ class Rules:
             if rule.names(route, method):
                 yield number, rule
 
+    def _changes(self, route: Declared, method: str) -> dict[str, Any]:
+        changes: dict[str, Any] = {}
+        for _, rule in self.of(route, method):
+            changes |= rule.options
+        return changes
+
+
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """A route, and what the rules change for each of its methods."""
+
+    route: Declared
+    pattern: re.Pattern[str]
+    changes: Mapping[str, Mapping[str, Any]]
+
 
 def declared(app: Any) -> Iterator[Declared]:
     """Every route of an app, or of the app that a middleware stands around."""
+    yield from _declared(_routes_inside(app), "")
+
+
+def _routes_inside(app: Any) -> Iterable[Any]:
+    """The routes of an app, also behind middlewares that keep it as `app`; none for one of another make."""
     while not hasattr(app, "routes") and hasattr(app, "app"):
         app = app.app
-    yield from _declared(getattr(app, "routes", ()), "")
+    return getattr(app, "routes", None) or ()
 
 
 def _declared(routes: Iterable[Any], prefix: str) -> Iterator[Declared]:
     for route in routes:
+        path = prefix + getattr(route, "path", "")
         if hasattr(route, "effective_route_contexts"):  # how FastAPI shows an included router
             yield from _declared(route.effective_route_contexts(), prefix)
-            continue
-        path = prefix + getattr(route, "path", "")
-        if hasattr(route, "methods"):
+        elif isinstance(getattr(route, "original_route", route), WebSocketRoute):
+            continue  # what it serves has no unit of its own
+        elif hasattr(route, "methods"):
             yield Declared(path, frozenset(route.methods or ()), route.endpoint)
-        elif hasattr(route, "app"):
-            inner = getattr(route, "routes", None)
-            if inner:
-                yield from _declared(inner, path)
-            else:
-                yield Declared(path + "/{path:path}", frozenset(), route.app)
+        elif inner := _routes_inside(getattr(route, "app", None)) or _routes_inside(route):
+            yield from _declared(inner, path)
+        else:
+            yield Declared(path + "/{path:path}", frozenset(), None)
 
 
-def _path_of(scope: HttpScope) -> str:
-    """The path below the app: a mount moves `root_path`, and remembers where the app's own ends."""
-    root: str = scope.get("app_root_path", scope.get("root_path", ""))
-    path: str = scope["path"]
-    return path.removeprefix(root)
+def _below(root: str, path: str) -> str:
+    """The path that the routes of an app match, where it stands below `root`."""
+    return path[len(root) :] if path == root or path.startswith(root + "/") else path
 
 
-def _matches(route: Declared, path: str) -> bool:
-    pattern, _, _ = compile_path(route.path)
-    return pattern.match(path) is not None
+def _pattern(path: str) -> re.Pattern[str]:
+    """As Starlette would match it, were it one route; its mounts may use a parameter's name again."""
+    number = count()
+    return compile_path(re.sub(r"{[^}:]*", lambda _: f"{{part_{next(number)}", path))[0]
 
 
 def _no_route(number: int, rule: Rule, routes: Sequence[Declared]) -> str:

@@ -153,7 +153,7 @@ class Database:
         self._handlers_settle = HandlersSettling(flush=settle == "flush")
 
     def __repr__(self) -> str:
-        return f"<Database {self.url.render_as_string()}>"
+        return f"<Database {self.url.set(query={}).render_as_string()}>"  # drivers take a password there, too
 
     def new_unit(
         self,

@@ -9,7 +9,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ._context import Block, enter, leave, unit_around
-from ._exchange import Exchange, Settings
+from ._exchange import Exchange, RuledExchange, Settings
 from ._options import UnitOptions, checked_seconds, checked_statuses
 from ._rules import Rules
 from .database import Database
@@ -53,6 +53,7 @@ class UnitOfWorkMiddleware:
         methods = frozenset(method.upper() for method in read_only_methods)
         self._rules = Rules(rules, app) if rules else None
         self._settings = Settings(database, writing, reading, methods, self._check_wiring, self._rules)
+        self._exchange = Exchange if self._rules is None else RuledExchange
         self._checked_wiring = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,7 +61,7 @@ class UnitOfWorkMiddleware:
         if scope["type"] != "http":
             await self._pass_by(scope, receive, send)
             return
-        exchange = Exchange(self._settings, scope, receive, send)
+        exchange = self._exchange(self._settings, scope, receive, send)
         exchange.token = enter(exchange)
         try:
             try:

@@ -306,6 +306,6 @@ async def test_a_word_of_libpq_that_asyncpg_does_not_know_is_named(
 
 
 def test_it_shows_no_password() -> None:
-    database = Database("postgresql://user:secret@host/name")
+    database = Database("postgresql://user:secret@host/name?password=secret&sslpassword=secret")
 
     assert repr(database) == "<Database postgresql://user:***@host/name>"

@@ -279,3 +279,63 @@ async def test_where_no_start_is_announced_the_first_unit_says_it(one: Database)
 
     assert answer.status == 500
     assert "rule 1 matches no route" in str(answer.error)
+
+
+async def test_an_app_that_is_mounted_has_its_own_rules(one: Database) -> None:
+    """Its routes are those below the mount, also where one function has several of them."""
+    app = ruled(starlette(), one, [{"match": "GET /orders/", "isolation": "serializable"}])
+    around = Starlette(routes=[Mount("/shop", app=app)])
+
+    assert await isolation(around, "GET /shop/orders/") == SERIALIZABLE
+    assert await isolation(around, "POST /shop/orders/7/again") is None
+
+
+async def test_a_root_path_that_the_path_only_begins_like_is_none(one: Database) -> None:
+    app = Starlette(routes=[Route("/apikeys", plain), Route("/api/keys", plain)])
+    ruled(app, one, [{"match": "GET /apikeys", "isolation": "serializable"}])
+
+    answer = await run_asgi(app, "GET", "/apikeys", scope={"root_path": "/api"})
+
+    assert answer.json()["isolation"] == SERIALIZABLE
+
+
+async def test_one_function_under_several_methods_and_paths(one: Database) -> None:
+    routes = [
+        Route("/orders/{order}", plain, methods=["POST"]),
+        Route("/orders/mine", plain, methods=["GET"]),
+        Mount("/of/{who}", routes=[Route("/to/{who}", plain), Route("/by/{who}", plain)]),
+    ]
+    rules: Rules = [{"match": "GET /of/{who}/by/{who}", "isolation": "repeatable read"}]
+    rules += [{"match": "GET /orders/mine", "isolation": "serializable"}]
+    app = ruled(Starlette(routes=routes), one, rules)
+
+    assert await isolation(app, "GET /orders/mine") == SERIALIZABLE
+    assert await isolation(app, "POST /orders/mine") is None
+    assert await isolation(app, "GET /of/me/by/you") == DECORATED
+    assert await isolation(app, "GET /of/me/to/you") is None
+
+
+async def test_a_mount_behind_a_middleware_is_seen_through(one: Database) -> None:
+    class Around:
+        def __init__(self, app: ASGIApp) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            await self.app(scope, receive, send)
+
+    inner = Starlette(routes=[Route("/x", plain)])
+    app = Starlette(routes=[Mount("/m", app=Around(inner)), Route("/y", plain)])
+    ruled(app, one, [{"match": "GET /m/x", "isolation": "serializable"}])
+
+    assert await isolation(app, "GET /m/x") == SERIALIZABLE
+    assert await isolation(app, "GET /y") is None
+
+
+def test_a_rule_for_a_websocket_matches_no_route(one: Database) -> None:
+    app = FastAPI()
+    app.add_api_websocket_route("/socket", socket)
+    for each in (app, starlette()):
+        middleware = UnitOfWorkMiddleware(
+            each, database=one, rules=[{"match": "* /socket", "snapshot": True}]
+        )
+        assert "matches no route" in str(middleware._wrong_rule())

@@ -119,8 +119,7 @@ class Watch(Turns):
                 raise self.doomed() from self.failure
             if not self.connections:
                 self.unit.check_outer()
-                if self.unit.database.observed:
-                    self._asked = perf_counter()
+                self._asked = perf_counter()
         except BaseException:
             self.give()
             raise
@@ -168,8 +167,7 @@ class Watch(Turns):
         if self.abandoned:  # the pool handed it over to a call that nobody waited for any more
             connection.invalidate()
             raise _messages.closed(self.name)
-        if self.unit.database.observed:
-            self.unit.database.tell_connected(self.unit, perf_counter() - self._asked)
+        self.unit.database.tell_connected(self.unit, perf_counter() - self._asked)
         if SECONDS_TO_BEGIN in connection.__dict__:
             self.tell(connection.__dict__[SECONDS_TO_BEGIN])
 

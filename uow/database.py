@@ -129,7 +129,6 @@ class Database:
         self.own = self.has_reader = True
         self._options = options
         self._observer = observer
-        self.observed = observer is not None
         self._tap: Tap | None = None
         self._making = threading.Lock()
         self._engines: dict[_Key, AsyncEngine | Engine] = {}

@@ -305,6 +305,7 @@ def inventory(
     folder = tmp_path_factory.mktemp(f"inventory-{leg}")
     backend = new_backend(leg, folder, postgres_servers)
     running = Service(backend, folder)
+    running.env["UOW_SERVER__KEEP_ALIVE_TIMEOUT"] = "10m"  # the connection is kept, however slow the machine
     running.start()
     yield running
     running.close()

@@ -119,7 +119,7 @@ def password_of(settings: DatabaseSettings) -> str:
             return Path(settings.password_file).read_text(encoding="utf-8").rstrip("\r\n")
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            raise PasswordUnavailable(f"[database] password_file cannot be read: {reason}") from None
+            raise PasswordUnavailable(f"{settings.password_file} cannot be read: {reason}") from None
     try:
         ended = subprocess.run(
             shlex.split(settings.password_command),

@@ -25,6 +25,7 @@ UNTRUSTED_HOST = Problem("untrusted-host", "The service does not answer to this 
 PREFLIGHT_REFUSED = Problem("preflight-refused", "Pages of this origin may not send this request", 400)
 CONTENT_TOO_LARGE = Problem("content-too-large", "The body is too large", 413)
 HEADERS_TOO_LARGE = Problem("headers-too-large", "The request line and its headers are too large", 431)
+TOO_MANY_CONNECTIONS = Problem("too-many-connections", "There are too many connections", 503, retry_after=1)
 
 # What no use case is asked for, each with what it means.
 GENERAL = {
@@ -32,7 +33,8 @@ GENERAL = {
     "`errors` names each field and what is the matter with it.",
     INTERNAL_ERROR: "A fault of the service. Its log has the reason under the `request_id`.",
     BAD_REQUEST: "The body is not JSON in UTF-8, or nested so deeply or with numbers so long that nobody "
-    "reads it.",
+    "reads it; or it broke off; or this is no HTTP/1.1 at all, and the connection is closed. Nothing was "
+    "changed.",
     NOT_FOUND: "No route of the service has this path.",
     METHOD_NOT_ALLOWED: "The `Allow` header names the methods that the path has.",
     CONTENT_TOO_LARGE: "The body is longer than the service reads. Nothing of it was looked at.",
@@ -42,7 +44,9 @@ GENERAL = {
     "origin is none of `[security] cors_origins`, or no route of the service takes the method or "
     "the headers.",
     HEADERS_TOO_LARGE: "The path with its parameters, the headers, or all of them together are longer than "
-    "the service reads. Nothing was looked at, the log has no line of it, and the connection is closed.",
+    "the service reads. Nothing was looked at, and the connection is closed.",
+    TOO_MANY_CONNECTIONS: "The service holds as many connections as it may (`[server] max_connections`). "
+    "Nothing was read of this one: try again after `Retry-After` seconds.",
 }
 _BY_STATUS = {each.status: each for each in (BAD_REQUEST, NOT_FOUND, METHOD_NOT_ALLOWED, CONTENT_TOO_LARGE)}
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -79,9 +83,11 @@ async def _domain_error(request: Request, error: Exception) -> Response:
 async def _invalid_request(request: Request, error: Exception) -> Response:
     """Names each field, and keeps what was sent in it to itself: it may be a secret, or huge."""
     assert isinstance(error, RequestValidationError)
-    faults = [_fault(fault) for fault in error.errors()[:MOST_FAULTS]]
+    found = error.errors()
+    faults = [_fault(fault) for fault in found[:MOST_FAULTS]]
     fields = ", ".join(dict.fromkeys(fault["field"] for fault in faults))
-    return _response_to(request, INVALID_REQUEST, detail=f"Not valid: {fields}.", errors=faults)
+    more = f" And {len(found) - MOST_FAULTS} more, not listed." if len(found) > MOST_FAULTS else ""
+    return _response_to(request, INVALID_REQUEST, detail=f"Not valid: {fields}.{more}", errors=faults)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -212,7 +218,8 @@ def documented_everywhere() -> Responses:
     """What any route may answer, beside its own refusals."""
     by_status: defaultdict[int, dict[str, Problem]] = defaultdict(dict)
     everywhere = [each for each in PROBLEMS.values() if each.status >= 500]
-    for problem in (CONTENT_TOO_LARGE, HEADERS_TOO_LARGE, INTERNAL_ERROR, *everywhere):
+    general = (CONTENT_TOO_LARGE, HEADERS_TOO_LARGE, INTERNAL_ERROR, TOO_MANY_CONNECTIONS)
+    for problem in (*general, *everywhere):
         by_status[problem.status][problem.name] = problem
     return {status: _response(*by_status[status].values()) for status in sorted(by_status)}
 

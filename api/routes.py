@@ -97,4 +97,6 @@ def _plain(value: Any) -> Any:
     """A value as the configuration has it."""
     if isinstance(value, frozenset):
         return sorted(value)
+    if isinstance(value, str):
+        return value.lower()
     return spelt_seconds(value) if isinstance(value, float) else value

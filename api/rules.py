@@ -49,7 +49,8 @@ class Rule(Section):
     @classmethod
     def _exists(cls, isolation: str | None) -> str | None:
         try:
-            return checked_isolation(isolation)
+            level = checked_isolation(isolation)
+            return None if level is None else level.lower()  # as the documents spell it
         except ValueError:
             raise ValueError('is "read committed", "repeatable read" or "serializable"') from None
 

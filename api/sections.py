@@ -18,7 +18,7 @@ from sqlalchemy.exc import ArgumentError
 from api.keys import Key
 from api.rules import Rule
 from api.section import Section, conflict
-from api.units import Bytes, Seconds, WholeSeconds
+from api.units import Age, Bytes, Seconds, WholeSeconds
 from uow.engines.postgresql import unknown_to_asyncpg
 
 # What a URL may begin with, and the package that then has to be there.
@@ -29,6 +29,9 @@ DRIVERS = {
     "postgresql+asyncpg": "asyncpg",
     "postgresql+psycopg": "psycopg",
 }
+
+# What libpq takes for a secret in the query of a URL; asyncpg knows the first.
+SECRET_WORDS = ("password", "sslpassword", "oauth_client_secret")
 
 
 class ServiceSettings(Section):
@@ -57,7 +60,12 @@ class ServerSettings(Section):
         default=False, description="Whether to start anew when a source file changes; for development."
     )
     keep_alive_timeout: WholeSeconds = Field(
-        default=5, ge=1, description="The time until a connection without a request is closed."
+        default=5,
+        ge=1,
+        description="The time until a connection is closed on which no whole head of a request comes.",
+    )
+    max_connections: int = Field(
+        default=512, ge=1, description="Connections of each worker at most; more are answered with 503."
     )
     graceful_shutdown_timeout: WholeSeconds = Field(
         default=30,
@@ -128,7 +136,9 @@ class DatabaseSettings(Section):
         default="", description="A file with the password, read for each new connection."
     )
     password_command: str = Field(
-        default="", description="A command that prints the password, run for each new connection."
+        default="",
+        repr=False,
+        description="A command that prints the password, run for each new connection.",
     )
     pooler: bool = Field(
         default=False, description="Whether a pooler such as PgBouncer stands before PostgreSQL."
@@ -165,10 +175,10 @@ class DatabaseSettings(Section):
     @model_validator(mode="after")
     def _go_together(self) -> Self:
         if self.password_file and self.password_command:
-            raise conflict("password_command", "and [database] password_file cannot both be set")
+            raise conflict("password_command", "cannot be set beside [database] password_file; take one away")
         for key in ("password_file", "password_command"):
-            if getattr(self, key) and make_url(self.url).password is not None:
-                raise conflict(key, "and a password in [database] url cannot both be set")
+            if getattr(self, key) and self._has_password:
+                raise conflict(key, "cannot be set beside a password in [database] url; take one away")
         for key in ("password_file", "password_command", "pooler"):
             if getattr(self, key) and self.is_sqlite:
                 raise conflict(key, "is for PostgreSQL, and [database] url is SQLite")
@@ -177,13 +187,33 @@ class DatabaseSettings(Section):
         except ValueError as error:
             raise conflict("password_command", f"is no command: {error}") from None
         if words and shutil.which(words[0]) is None:
-            raise conflict("password_command", f"there is no program {words[0]}")
+            # NAME=secret program: no shell is there that would set the variable.
+            program, variable, _ = words[0].partition("=")
+            hint = f"=...; for a variable write env {program}=... and the program" if variable else ""
+            raise conflict("password_command", f"there is no program {program}{hint}")
         return self
+
+    @property
+    def _has_password(self) -> bool:
+        url = make_url(self.url)
+        return url.password is not None or "password" in url.query
+
+    @property
+    def url_is_secret(self) -> bool:
+        """Whether there is something in the URL that opens a door."""
+        url = make_url(self.url)
+        return bool(url.password) or any(url.query.get(word) for word in SECRET_WORDS)
 
     @property
     def shown(self) -> str:
         """The URL without password and parameters, for people."""
         return make_url(self.url).set(query={}).render_as_string(hide_password=True)
+
+    @property
+    def shown_command(self) -> str:
+        """The program of password_command: what it is called with may be a secret."""
+        words = shlex.split(self.password_command)
+        return shlex.join([*words[:1], *(["***"] if words[1:] else [])])
 
     @property
     def is_sqlite(self) -> bool:
@@ -249,7 +279,7 @@ class SecuritySettings(Section):
     cors_origins: str = Field(
         default="", description="The sites whose pages may call the service: origins, or *."
     )
-    hsts_max_age: WholeSeconds = Field(
+    hsts_max_age: Age = Field(
         default=0, ge=0, description="How long browsers are to insist on TLS; 0 does not ask for it."
     )
 

@@ -125,7 +125,7 @@ class SecurityHeadersMiddleware:
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(raw=[*message.get("headers", ())])
-                _complete(headers)
+                complete(headers)
                 if secure:
                     headers["Strict-Transport-Security"] = f"max-age={self.hsts_max_age}"
                 message = {**message, "headers": headers.raw}
@@ -137,7 +137,8 @@ class SecurityHeadersMiddleware:
 _ORIGIN = re.compile(r"https?://[^/]*/*")
 
 
-def _complete(headers: MutableHeaders) -> None:
+def complete(headers: MutableHeaders) -> None:
+    """Add what browsers and caches are told with each answer."""
     headers["X-Content-Type-Options"] = "nosniff"
     headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
     headers.setdefault("Referrer-Policy", "no-referrer")

@@ -139,7 +139,7 @@ def _read(path: Path) -> tuple[str, dict[str, Any]]:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise ConfigurationError(f"{path}, line {line}: is not UTF-8: save it in this encoding") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # of a number with thousands of digits, too, which is TOML by its grammar
         raise ConfigurationError(f"{path}: is not TOML: {error}") from None
 
 

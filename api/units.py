@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import BeforeValidator, ByteSize, PlainSerializer, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ByteSize, PlainSerializer, TypeAdapter, ValidationError
 
 _TIME = re.compile(r"(\d+(?:\.\d+)?) *(ms|s|m|h|)")
 _SECONDS = {"h": 3600, "m": 60, "s": 1, "": 1}
@@ -47,10 +47,24 @@ def bytes_of(value: object) -> object:
         raise ValueError('is a size: bytes, or a text such as "64KiB" or "1MiB"') from None
 
 
+def _at_most(limit: int) -> AfterValidator:
+    def bounded(seconds: float) -> float:
+        if seconds > limit:
+            raise ValueError(f"is at most {spelt_seconds(limit)}, which is {limit // _DAY} days")
+        return seconds
+
+    return AfterValidator(bounded)
+
+
+_DAY = 24 * 3600
+_WEEK = _at_most(7 * _DAY)  # far from what timers take no more, and longer than anybody means to wait
+_YEARS = _at_most(3650 * _DAY)
 _SPELT_SECONDS = PlainSerializer(spelt_seconds, return_type=str, when_used="json")
 
-Seconds = Annotated[float, BeforeValidator(seconds_of), _SPELT_SECONDS]
-WholeSeconds = Annotated[int, BeforeValidator(seconds_of), _SPELT_SECONDS]
+Seconds = Annotated[float, BeforeValidator(seconds_of), _WEEK, _SPELT_SECONDS]
+WholeSeconds = Annotated[int, BeforeValidator(seconds_of), _WEEK, _SPELT_SECONDS]
+# What others are to remember, and nobody here waits for.
+Age = Annotated[int, BeforeValidator(seconds_of), _YEARS, _SPELT_SECONDS]
 Bytes = Annotated[
     int, BeforeValidator(bytes_of), PlainSerializer(spelt_bytes, return_type=str, when_used="json")
 ]

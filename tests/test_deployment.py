@@ -29,7 +29,7 @@ PAGE = ROOT / "docs" / "deployment.md"
 
 SERVICE = """
 Type WorkingDirectory ExecStart Environment LoadCredential KillMode TimeoutStopSec Restart RestartSec
-RestartPreventExitStatus DynamicUser StateDirectory StateDirectoryMode RuntimeDirectory UMask
+RestartPreventExitStatus LimitNOFILE DynamicUser StateDirectory StateDirectoryMode RuntimeDirectory UMask
 ProtectSystem ProtectHome PrivateTmp PrivateDevices PrivateUsers ProtectClock ProtectControlGroups
 ProtectHostname ProtectKernelLogs ProtectKernelModules ProtectKernelTunables ProtectProc ProcSubset
 NoNewPrivileges CapabilityBoundingSet AmbientCapabilities RestrictAddressFamilies RestrictNamespaces
@@ -92,6 +92,9 @@ def test_the_unit_stops_and_starts_as_the_service_does() -> None:
     for_commit = defaults.unit_of_work.settle_timeout
     assert int(service["TimeoutStopSec"][0]) > for_requests + for_commit
     assert service["KillMode"] == ["mixed"]
+    # A connection to SQLite has three files; there are two pools.
+    for_pools = 2 * 3 * (defaults.database.pool_size + defaults.database.pool_overflow)
+    assert int(service["LimitNOFILE"][0]) > 2 * (defaults.server.max_connections + for_pools)
     assert service["RestartPreventExitStatus"] == [f"{MISUSED} {SCHEMA}"]
 
 

@@ -63,7 +63,7 @@ class Finding:
     epilog=examples(
         "python -m api check",
         "python -m api check --config production.toml --json",
-        "python -m api check && systemctl restart inventory",
+        "python -m api check && systemctl restart uow-inventory",
     )
 )
 def check(config: Config = None, as_json: AsJson = False) -> None:
@@ -115,11 +115,11 @@ def _look(settings: Settings, origin: Origin) -> list[Finding]:
         key = "password_file" if settings.database.password_file else "password_command"
         return [*found, _no_database(origin, f"there is no password: {error}", key)]
     except (*migrations.FROM_OUTSIDE, TimeoutError) as error:
-        said = f"{settings.database.shown} cannot be reached: {migrations.reason_of(error)}: "
-        return [
-            *found,
-            _no_database(origin, said + "is it running, and are the address and the password right?"),
-        ]
+        reason = migrations.reason_of(error)
+        missing = reason.startswith("database ") and reason.endswith(" does not exist")
+        remedy = "create it" if missing else "is it running, and are the address and the password right?"
+        said = f"{settings.database.shown} cannot be reached: {reason}: {remedy}"
+        return [*found, _no_database(origin, said)]
 
 
 def _no_database(origin: Origin, said: str, key: str = "url") -> Finding:
@@ -183,7 +183,8 @@ def _connections(settings: Settings, origin: Origin, room: int) -> Finding:
     of, workers = settings.database, settings.server.workers
     each = of.pool_size + of.pool_overflow
     total = _ENGINES * each * workers
-    sum_of = f"{_ENGINES} engines x {each} connections x {workers} workers = {total}"
+    some_workers = "1 worker" if workers == 1 else f"{workers} workers"
+    sum_of = f"{_ENGINES} engines x {each} connections x {some_workers} = {total}"
     if of.pooler:
         return Finding(
             "connections", ok=True, said=f"{sum_of}, which the pooler must accept from its clients"

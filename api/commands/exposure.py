@@ -6,14 +6,12 @@ import stat
 from ipaddress import ip_address
 from pathlib import Path
 
-from sqlalchemy import make_url
-
 from api.settings import Origin, Settings
 
 
 def exposures(settings: Settings, origin: Origin) -> list[str]:
     """What others than the operator may see or do, each with what to do about it."""
-    return [*_network(settings), *_files(settings, origin)]
+    return [*_network(settings), *_readable(settings, origin), *_writable(origin)]
 
 
 def _network(settings: Settings) -> list[str]:
@@ -36,20 +34,31 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _files(settings: Settings, origin: Origin) -> list[str]:
+def _readable(settings: Settings, origin: Origin) -> list[str]:
     files = [settings.server.tls_key, settings.database.password_file, *map(str, origin.secrets.values())]
     in_file = str(origin.path) in origin.of_value("database", "url")
-    if origin.path and in_file and make_url(settings.database.url).password:
+    if origin.path and in_file and settings.database.url_is_secret:
         files.append(str(origin.path))
     return [
         f"{file} has a secret that every user of this machine may read: chmod o= {file}"
         for file in files
-        if file and _is_for_everybody(Path(file))
+        if file and _mode(Path(file)) & stat.S_IROTH
     ]
 
 
-def _is_for_everybody(file: Path) -> bool:
+def _writable(origin: Origin) -> list[str]:
+    """Who writes a setting decides who may use the service, and which program is run for a password."""
+    files = [*([origin.path] if origin.path else []), *origin.secrets.values()]
+    return [
+        f"{file} may be written by others than its owner, who would then decide what the service does:"
+        f" chmod go-w {file}"
+        for file in files
+        if _mode(file) & (stat.S_IWGRP | stat.S_IWOTH)
+    ]
+
+
+def _mode(file: Path) -> int:
     try:
-        return bool(file.stat().st_mode & stat.S_IROTH)
+        return file.stat().st_mode
     except OSError:
-        return False
+        return 0

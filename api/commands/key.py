@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from api.commands.common import AsJson, echo_json, examples, fail
 from api.keys import Key, hash_of, new_key
 from api.origin import Origin
-from api.settings import Settings
+from api.settings import ConfigurationError, Settings, load_settings
 
 commands = typer.Typer()
 
@@ -64,7 +64,8 @@ def key(
             str(fault["msg"]).removeprefix("Value error, "),
             param_hint=f"--{str(fault['loc'][0]).removesuffix('s')}",
         ) from None
-    enabled = _append(append, entry) if append else True
+    if append:
+        _append(append, entry)
     if as_json:
         echo_json({"key": made, "entry": entry.model_dump(mode="json")})
         return
@@ -75,8 +76,6 @@ def key(
         typer.echo(block_of(entry), nl=False)
     else:
         typer.echo(f"{append} has its entry; a service that runs reads it at its next start.")
-    if not enabled:
-        typer.echo('Keys are not asked for yet: set [security] authentication = "api-keys".')
 
 
 def block_of(entry: Key) -> str:
@@ -85,18 +84,53 @@ def block_of(entry: Key) -> str:
     return "\n".join(["[[security.keys]]", *(f"{name} = {json.dumps(values[name])}" for name in values), ""])
 
 
-def _append(path: Path, entry: Key) -> bool:
-    """Add the entry, if the file is then in order; answer whether keys are asked for there."""
+def _append(path: Path, entry: Key) -> None:
+    """Add the entry, if the file is then in order, and see to it that the next start asks for keys.
+
+    A start is refused where there are keys that nobody asks for. A file that says nothing of [security]
+    is given what it needs; where somebody has written that section, it is theirs to change.
+    """
     try:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         gap = "" if not text else "\n" if text.endswith("\n") else "\n\n"
-        security = _checked(path, text + gap + block_of(entry))
+        asked = _checked(path, text + gap + block_of(entry)).get("authentication")
+        silent = asked is None and _is_toml(text + gap + _SECTION + block_of(entry))
         # What is there is added to: the file keeps its owner and its mode. A new one is nobody else's.
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a") as file:
-            file.write(gap + block_of(entry))
+            file.write(gap + (_SECTION if silent else "") + block_of(entry))
     except (OSError, UnicodeDecodeError) as error:
         raise fail(f"{path}: cannot be added to: {error}") from None
-    return security.get("authentication") == "api-keys"
+    # On standard error: what is on the other may be read by a program.
+    if silent:
+        typer.echo(
+            f"{path} was given [security] {_SWITCH} as well: from its next start on, a service that reads"
+            " it wants a key with each request.",
+            err=True,
+        )
+    elif asked != "api-keys" and not _is_set_elsewhere(path):
+        reason = f"nobody asks for the key yet, and a start is refused until it is set: write {_SWITCH}"
+        place = Origin(model=Settings, path=path, text=text)
+        typer.echo(place.wrong(("security", "authentication"), reason), err=True)
+
+
+_SWITCH = 'authentication = "api-keys"'
+_SECTION = f"[security]\n{_SWITCH}\n\n"
+
+
+def _is_toml(text: str) -> bool:
+    try:
+        tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return False
+    return True
+
+
+def _is_set_elsewhere(path: Path) -> bool:
+    """Whether a variable or a secret file has what the file lacks."""
+    try:
+        return load_settings(path).security.authentication == "api-keys"
+    except ConfigurationError:
+        return False
 
 
 def _checked(path: Path, text: str) -> dict[str, Any]:

@@ -26,8 +26,8 @@ from api.commands.common import (
 )
 from api.commands.listening import CannotListen, bound
 from api.database import end_of_threads
-from api.header_limit import LimitedProtocol
 from api.migrations import MigrationFailed, prepare
+from api.protocol import StrictProtocol
 from api.settings import DEFAULT_FILE, Settings
 from uow import Database
 
@@ -110,8 +110,9 @@ def uvicorn_config(app: Any, settings: Settings, **more: Any) -> uvicorn.Config:
         ssl_keyfile=server.tls_key or None,
         timeout_keep_alive=server.keep_alive_timeout,
         timeout_graceful_shutdown=server.graceful_shutdown_timeout,
-        http=LimitedProtocol,
+        http=StrictProtocol,
         h11_max_incomplete_event_size=server.max_header_size,
+        limit_concurrency=server.max_connections,
         lifespan="on",
         ws="none",
         log_config=None,

@@ -24,7 +24,10 @@ commands = typer.Typer()
     )
 )
 def config(config: Config = None, as_json: AsJson = False) -> None:
-    """Print the settings that a start would have, and where each came from. Passwords are hidden."""
+    """Print the settings that a start would have, and where each came from. Passwords are hidden.
+
+    So is what `password_command` is called with.
+    """
     settings, origin = read_settings(config)
     found = effective(settings, origin)
     if as_json:
@@ -50,6 +53,8 @@ def effective(settings: Settings, origin: Origin) -> dict[str, dict[str, dict[st
                 values[key] = _HIDDEN
         if section == "database":
             values["url"] = settings.database.shown
+            if not origin.is_from_secret(section, "password_command"):
+                values["password_command"] = settings.database.shown_command
         found[section] = {
             key: {"value": value, "from": origin.of_value(section, key)} for key, value in values.items()
         }

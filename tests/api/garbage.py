@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def request(line: bytes, *fields: bytes) -> bytes:
+    """The head of one that has method and path right, and whose connection stays open."""
+    return b"\r\n".join([line + b" HTTP/1.1", b"Host: 127.0.0.1", *fields, b"", b""])
+
+
 def head(line: bytes, *fields: bytes) -> bytes:
     return b"\r\n".join([line, b"Host: a", b"Connection: close", *fields, b"", b""])
 
@@ -15,12 +20,13 @@ def post(body: bytes, *fields: bytes, path: bytes = b"/items/") -> bytes:
     return head(b"POST " + path + b" HTTP/1.1", b"Content-Type: application/json", *fields) + body
 
 
-def sized(body: bytes, **options: bytes) -> bytes:
-    return post(body, b"Content-Length: %d" % len(body), **options)
+def sized(body: bytes, *fields: bytes, path: bytes = b"/items/") -> bytes:
+    return post(body, b"Content-Length: %d" % len(body), *fields, path=path)
 
 
 ITEM = b'{"name": "Mug", "price": 1}'
 CHUNKED = b"Transfer-Encoding: chunked"
+GIBBERISH = b"GARBAGE \x01\r\n\r\n"
 
 LINES = {
     "no HTTP": b"hello\r\n\r\n",
@@ -90,6 +96,8 @@ FIELDS = {
         b"Sec-WebSocket-Version: 13",
     ),
     "h2c": get(b"/livez", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA"),
+    "a body behind an upgrade": sized(ITEM, b"Upgrade: h2c", b"Connection: Upgrade"),
+    "a body behind CONNECT": head(b"CONNECT a:1 HTTP/1.1", b"Content-Length: 27") + ITEM,
     "Expect": get(b"/livez", b"Expect: the-worst"),
 }
 BODIES = {

@@ -112,6 +112,13 @@ def test_a_file_that_cannot_be_read_is_named(path: str, reason: str) -> None:
     assert ended.stderr == f"{path}: cannot be read: {reason}\n"
 
 
+def test_a_number_that_is_too_long_to_be_read_is_a_message() -> None:
+    Path("a.toml").write_text(f"[server]\nport = {'9' * 5000}", encoding="utf-8")
+    ended = CliRunner().invoke(app, ["check", "--config", "a.toml"])
+    assert (ended.exit_code, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("a.toml: is not TOML: ")
+
+
 def test_several_mistakes_are_a_line_each() -> None:
     Path("a.toml").write_text("[server]\nprot = 1\nport = -1\n\n[logging]\nformat = 'xml'", encoding="utf-8")
     ended = CliRunner().invoke(app, ["check", "--config", "a.toml"])

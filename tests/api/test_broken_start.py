@@ -185,7 +185,7 @@ def test_a_wrong_password(driver: str) -> None:
     [
         ("password_command", "false", "[database] password_command ended with status 1"),
         ("password_command", "sleep 60", "[database] password_command took more than 0.1 s"),
-        ("password_file", "missing", "[database] password_file cannot be read: No such file"),
+        ("password_file", "missing", "missing cannot be read: No such file"),
     ],
 )
 def test_a_password_that_cannot_be_had(
@@ -230,6 +230,6 @@ def test_a_pool_that_is_too_small() -> None:
 def test_pools_that_are_too_large(postgres: PostgresBackend) -> None:
     said = checked(WRONG, database={"url": postgres.database_url, "pool_size": 400})
     assert said.startswith(
-        "connections a.toml, line 3: [database] pool_size: 2 engines x 400 connections x 1 workers"
+        "connections a.toml, line 3: [database] pool_size: 2 engines x 400 connections x 1 worker ="
     )
     assert "raise max_connections to 800" in said

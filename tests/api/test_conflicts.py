@@ -76,11 +76,11 @@ def refusal(text: str) -> str:
         ),
         (
             f"[database]\n{POSTGRESQL}password_file = 'file'\npassword_command = 'cat file'",
-            "a.toml, line 4: [database] password_command: and [database] password_file cannot both be set",
+            "a.toml, line 4: [database] password_command: cannot be set beside [database] password_file",
         ),
         (
             "[database]\nurl = 'postgresql://u:secret@localhost/x'\npassword_command = 'cat file'",
-            "a.toml, line 3: [database] password_command: and a password in [database] url cannot both",
+            "a.toml, line 3: [database] password_command: cannot be set beside a password in [database] url",
         ),
         (
             f"[database]\n{POSTGRESQL}password_command = 'missing-program x'",

@@ -55,6 +55,40 @@ def test_every_name_that_comes_twice_is_named(client: httpx.Client) -> None:
     assert list(faults(sent(client, content))) == ["body.name", "body.price", "body.stock"]
 
 
+MANY = b",".join(b'"%d": 0, "%d": 0' % (number, number) for number in range(30_000))
+
+
+@on_one_engine
+def test_an_object_of_thousands_of_names_is_one_fault(client: httpx.Client) -> None:
+    """One fault for each would keep the event loop busy for a second, and all others waiting."""
+    item = f"/items/{new_item(client)}"
+    message = "Has 30000 fields; more than 32 are not looked at"
+    answer = sent(client, b"{%s}" % MANY)
+    assert set(faults(answer).values()) == {message}
+    assert all(field == "body" or field.startswith("body.") for field in faults(answer))
+    assert len(answer.json()["errors"]) < 10
+    changed = client.patch(item, content=b"{%s}" % MANY, headers=JSON)
+    assert set(faults(changed).values()) == {message}
+    lines = faults(sent(client, b'{"lines": [{"item_id": 1, "quantity": 1}, {%s}]}' % MANY, "/orders/"))
+    assert set(lines.values()) == {message}
+    assert all(field.startswith("body.lines.1") for field in lines)
+
+
+@on_one_engine
+def test_faults_that_are_not_listed_are_counted(client: httpx.Client) -> None:
+    unknown = [f"x{number}" for number in range(32)]
+    problem = assert_problem(client.post("/items/", json=dict.fromkeys(unknown, 0)), 422, "invalid-request")
+    assert len(problem["errors"]) == 20
+    # Beside them the name and the price are missing.
+    assert problem["detail"].endswith("body.x17. And 14 more, not listed.")
+    fewer = client.post("/items/", json=dict.fromkeys(unknown[:18], 0)).json()
+    assert len(fewer["errors"]) == 20
+    assert fewer["detail"].endswith("body.x17.")
+    query = "&".join(unknown)
+    asked = assert_problem(client.get(f"/items/?{query}"), 422, "invalid-request")
+    assert asked["detail"].endswith("query.x19. And 12 more, not listed.")
+
+
 @on_one_engine
 def test_a_change_with_a_name_that_comes_twice_changes_nothing(client: httpx.Client) -> None:
     path = f"/items/{new_item(client)}"

@@ -79,11 +79,65 @@ async def test_what_was_appended_opens_the_service(appended: list[str]) -> None:
             assert answer.status_code == 200
 
 
-def test_a_new_file_is_nobody_elses_and_is_told_what_it_lacks() -> None:
-    ended = ran("--name", "shop", "--append", "keys.toml")
-    assert 'set [security] authentication = "api-keys"' in ended.stdout
+SWITCH = 'authentication = "api-keys"'
+
+
+@pytest.mark.parametrize("before", ["nothing", "another section", "another key"])
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["text", "json"])
+def test_a_file_that_says_nothing_of_authentication_is_given_it(before: str, form: list[str]) -> None:
+    """Without it the next start would be refused, because nobody asks for the key."""
+    path = Path("keys.toml")
+    entry = ran("--name", "first").stdout.partition("entry:\n\n")[2]
+    text = {"nothing": "", "another section": "# Mine.\n[server]\nport = 1", "another key": entry}[before]
+    if text:
+        path.write_text(text, encoding="utf-8")
+    ended = ran("--name", "shop", "--append", "keys.toml", *form)
+    assert ended.exit_code == 0, ended.stderr
+    assert path.read_text(encoding="utf-8").startswith(text)
+    assert path.read_text(encoding="utf-8").count(f"[security]\n{SWITCH}\n\n[[security.keys]]\n") == 1
+    assert f"keys.toml was given [security] {SWITCH} as well: " in ended.stderr
+    assert load_settings(path).security.authentication == "api-keys"
+    again = ran("--name", "dashboard", "--append", "keys.toml", *form)
+    assert (again.exit_code, again.stderr) == (0, "")
+    assert {"shop", "dashboard"} <= {key.name for key in load_settings(path).security.keys}
+
+
+def test_a_new_file_is_nobody_elses() -> None:
+    assert ran("--name", "shop", "--append", "keys.toml").exit_code == 0
     assert stat.S_IMODE(Path("keys.toml").stat().st_mode) == 0o600
     assert list(tomllib.loads(Path("keys.toml").read_text())) == ["security"]
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ('[server]\nport = 1\n[security]\nauthentication = "none"\n', "config.toml, line 4: [security] auth"),
+        ("[server]\nport = 1\n[security]\npublic_docs = false\n", "config.toml, line 3: [security] auth"),
+        ("[security]\n", "config.toml, line 1: [security] auth"),
+        ('security.trusted_hosts = "x"\n', "config.toml, line 1: [security] auth"),
+    ],
+)
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["text", "json"])
+def test_a_file_whose_section_leaves_it_open_is_told_the_line_to_write(
+    text: str, place: str, form: list[str]
+) -> None:
+    path = Path("config.toml")
+    path.write_text(text, encoding="utf-8")
+    ended = ran("--name", "shop", "--append", "config.toml", *form)
+    assert ended.exit_code == 0
+    assert path.read_text(encoding="utf-8").startswith(f"{text}\n[[security.keys]]\n")
+    assert ended.stderr.startswith(place)
+    assert f"a start is refused until it is set: write {SWITCH}" in ended.stderr
+    with pytest.raises(ConfigurationError, match="nobody asks for"):
+        load_settings(path)
+
+
+def test_what_the_environment_has_set_is_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("config.toml").write_text("[security]\npublic_docs = false\n", encoding="utf-8")
+    monkeypatch.setenv("UOW_SECURITY__AUTHENTICATION", "api-keys")
+    ended = ran("--name", "shop", "--append", "config.toml")
+    assert (ended.exit_code, ended.stderr) == (0, "")
+    assert [key.name for key in load_settings().security.keys] == ["shop"]
 
 
 TAKEN = f"""[[security.keys]]

@@ -47,7 +47,7 @@ def test_a_list_is_json(folder: Path) -> None:
     rules = [{"match": "POST /orders/", "isolation": "serializable", "stream_timeout": "3s"}]
     (folder / "unit_of_work__rules").write_text(json.dumps(rules), encoding="utf-8")
     (rule,) = load_settings().unit_of_work.rules
-    assert (rule.match, rule.isolation, rule.stream_timeout) == ("POST /orders/", "SERIALIZABLE", 3)
+    assert (rule.match, rule.isolation, rule.stream_timeout) == ("POST /orders/", "serializable", 3)
 
 
 def test_the_credentials_of_systemd_are_found_unless_another_folder_is_named(

@@ -62,11 +62,22 @@ def test_no_key_is_in_the_log_wherever_a_client_wrote_it(
     assert "authorization" not in said.lower()
 
 
-@pytest.mark.parametrize("level", ["debug", "info"])
-def test_the_password_of_the_database_is_not_in_the_log(tmp_path: Path, level: str) -> None:
+# Ways to write it into the URL.
+URLS = {
+    "asyncpg": f"postgresql://app:{PASSWORD}@127.0.0.1:{{port}}/x",
+    "query": f"postgresql://app@127.0.0.1:{{port}}/x?password={PASSWORD}",
+    "psycopg": f"postgresql+psycopg://app@127.0.0.1:{{port}}/x?password={PASSWORD}",
+    "key": f"postgresql+psycopg://app@127.0.0.1:{{port}}/x?sslpassword={PASSWORD}",
+    "oauth": f"postgresql+psycopg://app@127.0.0.1:{{port}}/x?oauth_client_secret={PASSWORD}",
+}
+
+
+@pytest.mark.parametrize(
+    ("level", "form"), [("debug", "asyncpg"), ("info", "query"), ("debug", "psycopg"), ("debug", "key")]
+)
+def test_the_password_of_the_database_is_not_in_the_log(tmp_path: Path, level: str, form: str) -> None:
     """Nor in an answer, while the database cannot be reached and everybody asks why."""
-    nobody = free_port()
-    url = f"postgresql://app:{PASSWORD}@127.0.0.1:{nobody}/inventory?password={PASSWORD}"
+    url = URLS[form].format(port=free_port())
     config = write_config(
         tmp_path / "a.toml",
         {
@@ -171,6 +182,31 @@ def test_a_path_forges_no_line(guarded: GuardedService, keyless: httpx.Client, p
 # What commands print
 
 
+@pytest.mark.parametrize("url", URLS)
+@pytest.mark.parametrize("command", ["config", "check", "migrate", "backup"])
+def test_commands_print_no_password(command: str, url: str) -> None:
+    arguments = [command, *(["copy.db"] if command == "backup" else [])]
+    env = {"UOW_DATABASE__URL": URLS[url].format(port=free_port())}
+    ended = CliRunner().invoke(app, arguments, env=env)
+    assert ended.exit_code == {"config": 0, "backup": 1}.get(command, 69), ended.output
+    assert "127.0.0.1" in ended.output
+    assert PASSWORD not in ended.output
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["text", "json"])
+def test_config_prints_the_program_that_prints_the_password_and_not_how_it_is_called(form: list[str]) -> None:
+    command = f"{sys.executable} -m vault '--token={PASSWORD}'"
+    env = {"UOW_DATABASE__URL": "postgresql://app@localhost/x", "UOW_DATABASE__PASSWORD_COMMAND": command}
+    ended = CliRunner().invoke(app, ["config", *form], env=env)
+    assert ended.exit_code == 0, ended.stderr
+    assert f"{sys.executable} ***" in ended.stdout.replace("'***'", "***")
+    assert "vault" not in ended.output
+    assert PASSWORD not in ended.output
+    alone = CliRunner().invoke(app, ["config", *form], env=env | {"UOW_DATABASE__PASSWORD_COMMAND": "true"})
+    assert "true" in alone.stdout
+    assert "true ***" not in alone.stdout
+
+
 @pytest.mark.parametrize("form", [[], ["--json"]], ids=["text", "json"])
 def test_config_prints_no_hash_and_no_password(form: list[str], keys: Keys) -> None:
     entries = json.dumps([each.entry.model_dump() for each in keys.all])
@@ -233,8 +269,6 @@ def security_of(path: Path) -> dict[str, object]:
 
 def keyed(path: Path) -> Path:
     assert CliRunner().invoke(app, ["key", "--name", "shop", "--append", str(path)]).exit_code == 0
-    text = path.read_text(encoding="utf-8")
-    path.write_text(f'{text}[security]\nauthentication = "api-keys"\n', encoding="utf-8")
     return path
 
 
@@ -253,10 +287,11 @@ def test_check_warns_of_keys_that_everybody_on_the_way_can_read(
     assert (f"keys come to {host} unencrypted: set [server] tls_certificate" in str(found["said"])) is warned
 
 
+@pytest.mark.parametrize("form", URLS)
 def test_check_warns_of_secrets_that_every_user_may_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
-    url = f"postgresql://app:{PASSWORD}@127.0.0.1:{free_port()}/x"
+    url = URLS[form].format(port=free_port())
     path = write_config(tmp_path / "a.toml", {"database": {"url": url}})
     path.chmod(0o644)
     said = str(security_of(path)["said"])
@@ -273,6 +308,29 @@ def test_check_warns_of_secrets_that_every_user_may_read(
     without = write_config(tmp_path / "b.toml", {"database": {"url": "sqlite:///x.db"}})
     without.chmod(0o644)
     assert security_of(without)["warning"] is False
+    names = "postgresql+psycopg://app@127.0.0.1:1/x?passfile=/etc/inventory/pgpass"
+    with_a_name = write_config(tmp_path / "c.toml", {"database": {"url": names}})
+    with_a_name.chmod(0o644)
+    assert security_of(with_a_name)["warning"] is False
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0o666, True), (0o664, True), (0o646, True), (0o644, False)])
+def test_check_warns_of_a_configuration_that_others_may_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, warned: bool
+) -> None:
+    """Who writes it decides who may use the service, and which program it runs for its password."""
+    path = write_config(tmp_path / "a.toml", {"database": {"url": "sqlite:///x.db"}})
+    path.chmod(mode)
+    said = f"{path} may be written by others than its owner"
+    assert (said in str(security_of(path)["said"])) is warned
+    assert (f"chmod go-w {path}" in str(security_of(path)["said"])) is warned
+    path.chmod(0o600)
+    secret = tmp_path / "secrets" / "logging__level"
+    secret.parent.mkdir()
+    secret.write_text("info", encoding="utf-8")
+    secret.chmod(mode & 0o662)
+    monkeypatch.setenv("UOW_SECRETS_DIR", str(secret.parent))
+    assert (f"{secret} may be written by" in str(security_of(path)["said"])) is warned
 
 
 @on_one_engine

@@ -90,12 +90,12 @@ def test_routes_says_which_rule_has_set_an_option() -> None:
     Path("config.toml").write_text(RULES, encoding="utf-8")
     found = {f"{route['method']} {route['path']}": route["unit"] for route in told_json("routes")}
     assert found["GET /items/"]["stream_timeout"] == {"value": "1s", "from": "rule 2"}
-    assert found["GET /items/"]["isolation"] == {"value": "SERIALIZABLE", "from": "rule 2"}
+    assert found["GET /items/"]["isolation"] == {"value": "serializable", "from": "rule 2"}
     assert found["GET /items/"]["commit_on"] == {"value": [404], "from": "rule 1"}
     assert found["GET /items/"]["read_only"] == {"value": True, "from": "default for GET"}
     assert found["POST /items/"]["stream_timeout"] == {"value": "500ms", "from": "rule 1"}
     assert found["GET /orders/"]["stream_timeout"] == {"value": "90s", "from": "default for GET"}
-    assert "isolation=SERIALIZABLE (rule 2)" in told("routes")
+    assert "isolation=serializable (rule 2)" in told("routes")
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]], ids=["text", "json"])
@@ -130,7 +130,7 @@ def test_routes_knows_what_a_decorator_has_set_also_where_it_is_the_default() ->
         "/deep/counted",
         (
             Option("read_only", value=False, origin="decorator"),
-            Option("isolation", value="SERIALIZABLE", origin="decorator"),
+            Option("isolation", value="serializable", origin="decorator"),
             Option("commit_on", value=[401], origin="decorator"),
             Option("snapshot", value=False, origin="default"),
             Option("stream_timeout", value=None, origin="default"),

@@ -65,6 +65,26 @@ def test_every_time_and_size_of_the_service_takes_numbers_and_texts(
     assert (server.keep_alive_timeout, server.max_body_size) == (4, 5)
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "most", "days"),
+    [
+        ("logging", "long_transaction", "168h", 7),
+        ("logging", "slow_unit", "168h", 7),
+        ("server", "graceful_shutdown_timeout", "168h", 7),
+        ("security", "hsts_max_age", "87600h", 3650),
+    ],
+)
+def test_a_time_has_an_end(tmp_path: Path, section: str, key: str, most: str, days: int) -> None:
+    """A timer that is asked for more than it can count ends its thread, and nothing is watched."""
+    seconds = days * 24 * 3600
+    for value in (most, seconds):
+        settings = load_settings(write_config(tmp_path / "a.toml", {section: {key: value}}))
+        assert getattr(getattr(settings, section), key) == seconds
+    for above in (seconds + 1, f"{days * 24 + 1}h", "9" * 400):
+        with pytest.raises(ConfigurationError, match=rf"line 2: \[{section}\] {key}: "):
+            load_settings(write_config(tmp_path / "a.toml", {section: {key: above}}))
+
+
 @pytest.mark.parametrize("text", ["soon", "", "-1s", "1 day", "1e3", "3s\n4s", "inf"])
 def test_what_is_no_time_is_refused_with_examples(tmp_path: Path, text: str) -> None:
     path = write_config(tmp_path / "a.toml", {"database": {"pool_timeout": text}})

@@ -11,6 +11,7 @@ PORT ?=
 ARGS ?=
 UPGRADE ?=
 FUZZ ?= 200
+FAULTS ?= 5
 
 BIN := $(VENV)/bin
 SOURCES := $(wildcard uow api tests benchmarks examples docs)
@@ -32,12 +33,13 @@ PARALLEL := $(if $(ARGS),,-n auto --dist loadfile)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test fuzz check docs bench hazards matrix format lock clean
+.PHONY: help run test fuzz faults check docs bench hazards matrix format lock clean
 
 help:
 	@echo 'make run     serve the inventory on 127.0.0.1:8000 (PORT=9000 CONFIG=other.toml)'
 	@echo 'make test    every test, with the coverage of uow (a part of them: ARGS="-k commit")'
 	@echo 'make fuzz    random requests against the service, new ones in each run (FUZZ=1000: for longer)'
+	@echo 'make faults  contention, crashes and cut connections, at length (FAULTS=20: for longer)'
 	@echo 'make check   ruff, mypy, pyright and the architecture tests (pyright runs on node)'
 	@echo 'make docs    the site of the documentation, in build/docs/site (a broken link is an error)'
 	@echo 'make bench   the benchmarks (ARGS="--help" lists their options)'
@@ -58,6 +60,9 @@ test: $(VENV)/.dev $(PEERS)/.installed $(PEERS_SQLA)/.installed
 
 fuzz: $(VENV)/.dev
 	@FUZZ=$(FUZZ) $(BIN)/python -m pytest -v tests/api/test_schemathesis.py $(ARGS)
+
+faults: $(VENV)/.dev
+	@FAULTS=$(FAULTS) $(BIN)/python -m pytest -v $(PARALLEL) tests/faults $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check --output-format=concise $(SOURCES)

@@ -15,10 +15,11 @@ from api.items.router import router as items
 from api.logging import RequestLogMiddleware, RequestObserver
 from api.orders.router import router as orders
 from api.request_id import ProblemDocumentMiddleware
-from api.settings import Settings
+from api.settings import Settings, UnitOfWorkSettings
 from api.slow_units import observer_of
 from api.strict import strict_request
 from uow import Database, UnitOfWorkMiddleware
+from uow.retry import Retry
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -38,6 +39,7 @@ def create_app(settings: Settings) -> FastAPI:
         UnitOfWorkMiddleware,
         database=database,
         stream_timeout=settings.unit_of_work.stream_timeout,
+        retry=_retry(settings.unit_of_work),
         rules=[rule.as_given() for rule in settings.unit_of_work.rules],
     )
     # Not FastAPI's own argument: that one stands outside of all middleware, so nothing of it was logged.
@@ -59,6 +61,17 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(health.router)
     app.include_router(documentation.router)
     return app
+
+
+def _retry(settings: UnitOfWorkSettings) -> Retry | None:
+    """No handler here reaches outside of the database, so every route may run again."""
+    if settings.retry_attempts == 1:
+        return None
+    return Retry(
+        attempts=settings.retry_attempts,
+        seconds=settings.retry_seconds,
+        body_limit=settings.replay_body_limit,
+    )
 
 
 def _closing(

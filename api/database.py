@@ -17,6 +17,7 @@ from sqlalchemy import URL, make_url
 from api.settings import DatabaseSettings, Settings
 from uow import Database
 from uow.observe import UnitObserver
+from uow.outcome import TrueOutcome
 
 _SECONDS_TO_ASK = 10
 _SECONDS_TO_END = 5
@@ -36,6 +37,8 @@ def open_database(settings: Settings, observer: UnitObserver | None = None) -> D
         **_driver_options(settings.database),
         settle_timeout=settings.unit_of_work.settle_timeout,
         observer=observer,
+        outcome=_outcome(settings.database),
+        max_waiting=settings.database.max_waiting,
     )
 
 
@@ -67,6 +70,10 @@ def url_of(settings: DatabaseSettings) -> URL:
     if settings.is_sqlite or not settings.application_name or "application_name" in url.query:
         return url
     return url.update_query_dict({"application_name": settings.application_name})
+
+
+def _outcome(settings: DatabaseSettings) -> TrueOutcome | None:
+    return TrueOutcome() if settings.ask_outcome and not settings.is_sqlite else None
 
 
 def _driver_options(settings: DatabaseSettings) -> dict[str, Any]:

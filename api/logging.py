@@ -85,6 +85,17 @@ class RequestRecord:
     statements: int = 0
     database_seconds: float = 0.0
     client_gone: bool = False
+    attempts: int = 1
+    reasons: dict[int, str] = field(default_factory=dict)
+    """Why an attempt was not kept, by its number."""
+
+    @property
+    def retried(self) -> dict[str, object]:
+        """How often the request was run, and why more than once; nothing of one that was run once."""
+        if self.attempts == 1:
+            return {}
+        reasons = [reason for number, reason in self.reasons.items() if number < self.attempts]
+        return {"attempts": self.attempts, "retried": ",".join(dict.fromkeys(reasons)) or None}
 
     @property
     def route(self) -> str | None:
@@ -114,6 +125,7 @@ class RequestRecord:
             statements=self.statements,
             duration_ms=round(duration * 1000, 3),
             request_id=self.request_id,
+            **self.retried,
             **({"principal": self.principal} if self.principal else {}),
             **({"client_gone": True} if self.client_gone else {}),
             **({"exc_info": failure} if failure else {}),
@@ -174,7 +186,12 @@ class RequestObserver:
     def settled(self, unit: UnitOfWork) -> None:
         record = _record.get(None)
         if record and unit.is_request:
+            # Once for each attempt: the line says how the last one ended.
             record.outcome = unit.outcome
+            record.attempts = unit.attempt
+            condition = unit.condition(unit.failure) if unit.failure else None
+            if condition is not None:
+                record.reasons[unit.attempt] = condition.name.lower()
 
     def client_gone(self, unit: UnitOfWork) -> None:
         if record := _record.get(None):

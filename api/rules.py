@@ -38,6 +38,10 @@ class Rule(Section):
         default=None, gt=0, description="How long a read-only unit stays open for an answer that streams."
     )
 
+    retry: bool | None = Field(
+        default=None, description="Whether a request is run again whose unit is known to be aborted."
+    )
+
     @field_validator("match")
     @classmethod
     def _is_method_and_path(cls, match: str) -> str:

@@ -143,6 +143,10 @@ class DatabaseSettings(Section):
     pooler: bool = Field(
         default=False, description="Whether a pooler such as PgBouncer stands before PostgreSQL."
     )
+    ask_outcome: bool = Field(
+        default=True,
+        description="Whether PostgreSQL is asked what became of a COMMIT whose answer was lost.",
+    )
     pool_size: int = Field(default=10, ge=1, description="Connections at most, of each engine.")
     pool_overflow: int = Field(
         default=0, ge=0, description="Connections beyond pool_size in a rush, closed after it."
@@ -151,6 +155,11 @@ class DatabaseSettings(Section):
         default=10.0,
         gt=0,
         description="The time that a request waits for a connection before it gets 503.",
+    )
+    max_waiting: int = Field(
+        default=100,
+        ge=0,
+        description="How many requests wait for a connection in each worker; the next one gets 503 at once.",
     )
     migrate_on_start: Literal["auto", "always", "never"] = Field(
         default="auto", description="Whether a start migrates; auto: SQLite, and what never was."
@@ -253,7 +262,29 @@ class UnitOfWorkSettings(Section):
         gt=0,
         description="The time that a read-only unit stays open for an answer that streams.",
     )
+    retry_attempts: int = Field(
+        default=5,
+        ge=1,
+        le=100,
+        description="How often a request is run at most, when others were in its way; 1 is never again.",
+    )
+    retry_seconds: Seconds = Field(
+        default=10.0,
+        ge=0,
+        description="The time for which a request is run again while the database is away.",
+    )
+    replay_body_limit: Bytes = Field(
+        default=1024 * 1024, ge=1, description="The size up to which a body is kept for another attempt."
+    )
     rules: tuple[Rule, ...] = Field(default=(), description="What single routes have other than the rest.")
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        for number, rule in enumerate(self.rules):
+            if rule.retry and self.retry_attempts == 1:
+                reason = "cannot be true while [unit_of_work] retry_attempts is 1"
+                raise conflict(("rules", number, "retry"), reason)
+        return self
 
 
 _HOST = re.compile(r"(\*\.)?[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]")

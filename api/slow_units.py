@@ -129,6 +129,7 @@ def _of(unit: UnitOfWork, record: RequestRecord | None) -> dict[str, Any]:
         "method": record.scope["method"],
         "route": record.route,
         "request_id": record.request_id,
+        **({"attempt": unit.attempt} if unit.attempt > 1 else {}),
         **({"principal": record.principal} if record.principal else {}),
     }
 

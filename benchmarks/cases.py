@@ -17,6 +17,7 @@ from benchmarks.models import ITEMS, Base, Item
 from benchmarks.with_uow import app_with_uow
 from tests.support.postgres import PostgresServer, wheel_binaries
 from uow import Database
+from uow.outcome import TrueOutcome
 
 CASES = {
     "N0": "a request that touches no database",
@@ -25,6 +26,7 @@ CASES = {
     "W3": "insert",
     "W4": "lock a row, change it, insert another",
 }
+WRITES = ("W3", "W4")
 ENGINES = ("sqlite", "postgresql")
 
 POOL: dict[str, Any] = {"pool_size": CONCURRENCY, "max_overflow": 0, "pool_timeout": 60}
@@ -103,7 +105,11 @@ async def variants_of(case: str, url: str) -> AsyncIterator[list[Variant]]:
     engine = engine_by_hand(url)
     await _fill(engine)
     apps = [("Depends by hand", app_by_hand(engine)), ("uow", app_with_uow(database))]
+    asking = Database(url, **POOL, outcome=TrueOutcome())
+    if database.adapter.over_a_link and case in WRITES:
+        apps.append(("uow, TrueOutcome", app_with_uow(asking)))
     yield [Variant(name, app, requests_of(case)) for name, app in apps]
+    await asking.dispose()
     await database.dispose()
     await engine.dispose()
 

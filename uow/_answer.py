@@ -45,15 +45,15 @@ class Answer:
     """How a request is answered that has a unit, or whose app has failed: made when that is known."""
 
     __slots__ = (
-        "_commit", "_cut", "_exchange", "_gone", "_handled", "_head", "_late", "_refused", "_send", "_timer",
-        "_torn", "_withheld",
+        "_commit", "_cut", "_exchange", "_gone", "_handled", "_head", "_late", "_send", "_timer",
+        "_torn", "_withheld", "refused",
     )  # fmt: skip
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
         self._send = exchange.server_send
         self._head: Message | None = None  # the start of the app's answer: only the first is judged
-        self._refused: Exception | None = None  # why the client gets another answer than the app's
+        self.refused: Exception | None = None  # why the client gets another answer than the app's
         self._commit = True  # what its status means
         self._torn = False  # the app has begun a second answer
         self._handled = False  # the app's handlers have seen the error already
@@ -72,7 +72,7 @@ class Answer:
 
     async def send(self, message: Message) -> None:
         """Pass on what the app sends, as far as it is, or may be, the client's answer."""
-        if self._refused is not None:
+        if self.refused is not None:
             return
         if self._late is not None:
             raise self._late
@@ -97,6 +97,9 @@ class Answer:
         self._head = message  # not before: who catches the cancellation may answer it
         self._commit = commit = unit.options.commits(self._status(message))
         try:
+            if not commit and self._is_replayed():
+                await unit.settle(commit=False)
+                raise unit.failure or RuntimeError  # has the same end as if it had been let out
             if not (unit.outlives_start and _has_body(message) and (commit or unit.failure is None)):
                 await unit.settle(commit=commit)
             elif commit:
@@ -112,6 +115,15 @@ class Answer:
     def _may_be_a_crash(self, *errors: BaseException | None) -> bool:
         """Whether a 500 may be no more than what an inner app says before it raises one of these."""
         return any(isinstance(error, Exception) and self._problem(error) is not None for error in errors)
+
+    def _answers(self, error: Exception) -> bool:
+        """Whether an error that the app lets out has an answer here; if not, it is the server's."""
+        return self._problem(error) is not None or self._is_replayed()
+
+    def _is_replayed(self) -> bool:
+        """Whether the database has undone the unit, so that whatever the app says the request runs again."""
+        unit = self._exchange.unit
+        return unit is not None and unit.failure is not None and self._exchange.may_replay(unit.failure)
 
     def _status(self, head: Message) -> int:
         """The status that the client will read.
@@ -198,7 +210,7 @@ class Answer:
 
     async def failed(self, error: BaseException) -> None:
         """The app has raised: roll back, and answer if the database or a misuse of ours is the reason."""
-        if self._refused is not None:
+        if self.refused is not None:
             if _is_being_cancelled(error) or _ends_process(error):
                 raise error
             return  # what arrives here says nothing new
@@ -210,7 +222,7 @@ class Answer:
             logger.error("%s: %s", self._exchange.name, unknown, exc_info=unknown)
             error = unknown if isinstance(error, Exception) else error
         kept = unit is not None and self._head is not None and unit.outcome == "committed"
-        if kept or self._exchange.started or not isinstance(error, Exception) or self._problem(error) is None:
+        if kept or self._exchange.started or not isinstance(error, Exception) or not self._answers(error):
             await self.end()
             raise error
         self._withheld = None  # Starlette's own 500, sent on the way out of an inner app
@@ -219,15 +231,15 @@ class Answer:
 
     def _refuse(self, error: Exception) -> None:
         """From here on nothing that the app sends goes out, with or without a unit."""
-        self._refused = error
+        self.refused = error
         self._exchange.server_send = drop
 
     async def end(self) -> None:
         """The app has ended and its last body has not gone out: refused, cut off or never begun."""
         if self._cut is not None:
             await asyncio.wait((self._cut,))
-        if self._refused is not None:
-            await self._answer(self._refused)
+        if self.refused is not None:
+            await self._answer(self.refused)
         elif self._withheld is not None:
             await self._send_withheld(self._withheld)
         elif self._exchange.unit is not None:

@@ -14,6 +14,7 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from ._liveness import watch_over_idle
 from ._messages import read_only
 from ._watch import Watch, work_of
 from .engines import Adapter, TransactionState
@@ -42,6 +43,8 @@ def listen(engine: Engine, adapter: Adapter, observer: UnitObserver | None) -> N
     event.listen(engine, "rollback", _rollback)
     event.listen(engine, "after_cursor_execute", _after_cursor_execute)
     event.listen(engine, "reset", partial(_reset, adapter))
+    if adapter.over_a_link:
+        watch_over_idle(engine)
     if observer is not None:
         event.listen(engine, "before_cursor_execute", _before_cursor_execute)
 
@@ -77,6 +80,8 @@ def _handle_error(context: ExceptionContext, adapter: Adapter) -> BaseException 
     error: BaseException = wrapped or original
     if work.read_only and adapter.condition(error) is Condition.READ_ONLY:
         error = read_only(work.name)
+    elif adapter.over_a_link and adapter.condition(error) is Condition.READ_ONLY:
+        context.is_disconnect = True  # after a failover: the pool must not hand out the old server
     lost = stopped or context.is_disconnect or _transaction_is_gone(connection, work)
     work.doom(error, for_good=lost)
     return error if error is not wrapped and error is not original else None

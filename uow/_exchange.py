@@ -136,6 +136,10 @@ class Exchange(Place):
         """The app has raised."""
         await self.answer.failed(error)
 
+    def may_replay(self, failure: BaseException) -> bool:
+        """Whether the request is to run again after its unit has failed so: not by the core."""
+        return False
+
     async def end(self) -> None:
         """The app has ended, and there may be something that it has left undone."""
         if self.unit is not None or self._answer is not None:

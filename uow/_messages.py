@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
 from .errors import (
     ConcurrentUse,
     MixedSessions,
@@ -84,6 +86,13 @@ def ended_by_text(name: str) -> OutcomeUnknown:
     return OutcomeUnknown(
         f"{name}: COMMIT or ROLLBACK was sent as text, so what was kept is not known; the unit settles "
         f"itself when the answer is ready"
+    )
+
+
+def too_many_waiting(name: str, most: int) -> PoolTimeout:
+    """A unit would be one more that waits for a connection; nothing was begun."""
+    return PoolTimeout(
+        f"{name}: {most} others wait for a connection already, and more are not let in (max_waiting)"
     )
 
 

@@ -28,6 +28,7 @@ class UnitOptions:
     commit_on: frozenset[int] = frozenset()
     snapshot: bool = False
     stream_timeout: float | None = None
+    retry: bool = False
 
     def commits(self, status: int) -> bool:
         """Whether an answer with this status commits: 2xx, 3xx and what `commit_on` names."""
@@ -66,6 +67,7 @@ def checked_options(
     commit_on: Collection[int] | None = None,
     snapshot: bool | None = None,
     stream_timeout: float | None = None,
+    retry: bool | None = None,
 ) -> dict[str, Any]:
     """The options that were given, without those that are None; ValueError for what does not exist."""
     given: dict[str, Any] = {
@@ -74,6 +76,7 @@ def checked_options(
         "commit_on": None if commit_on is None else checked_statuses(commit_on),
         "snapshot": snapshot,
         "stream_timeout": checked_seconds(stream_timeout),
+        "retry": retry,
     }
     return {name: value for name, value in given.items() if value is not None}
 
@@ -88,6 +91,7 @@ def unit_options(
     commit_on: Collection[int] | None = None,
     snapshot: bool | None = None,
     stream_timeout: float | None = None,
+    retry: bool | None = None,
 ) -> Callable[[Endpoint], Endpoint]:
     """Mark an endpoint with the options of its unit; what is None stays as the middleware has it.
 
@@ -96,6 +100,7 @@ def unit_options(
     `commit_on`: 4xx and 5xx statuses that commit as well, such as a 401 that counts a failed login.
     `snapshot`: whether all reads of a read-only unit see one moment of the database.
     `stream_timeout`: seconds after which a read-only unit is taken from an answer that is still streaming.
+    `retry`: whether the request is run again when its unit is known to be aborted, see `uow.retry`.
     Place it directly above the `def`. Raises ValueError for what does not exist.
     """
     given = checked_options(
@@ -104,6 +109,7 @@ def unit_options(
         commit_on=commit_on,
         snapshot=snapshot,
         stream_timeout=stream_timeout,
+        retry=retry,
     )
 
     def mark(endpoint: Endpoint) -> Endpoint:

@@ -93,6 +93,7 @@ class UnitTransaction(Watch):
         self.check_committable()
         if not self.connections or (self.read_only and self.unit.database.own):
             return  # a reader that the user brought may be a writer
+        self._identify()
         self._committing = True
         began = perf_counter()
         try:
@@ -107,6 +108,12 @@ class UnitTransaction(Watch):
         finally:
             self.tell(perf_counter() - began)
 
+    def _identify(self) -> None:
+        """Learn the name of the transaction, by which others can say later what became of it."""
+        asking = self.unit.database.outcome
+        if asking is not None and self.adapter.over_a_link:
+            self.transaction = asking.identify(self.connections[0])
+
     def _raise_if_unknown(self, error: BaseException) -> None:
         """Raise what a failed COMMIT means where its own error does not say it."""
         condition = self.adapter.condition(error)
@@ -115,6 +122,15 @@ class UnitTransaction(Watch):
         refused = condition is not None and condition not in _MAYBE_COMMITTED
         if self.commit_failed and not refused:
             raise _messages.commit_unanswered(self.name, "the connection was lost") from error
+
+    def learnt(self, unknown: OutcomeUnknown, *, kept: bool | None) -> None:
+        """Somebody has asked what became of the COMMIT: raise unless it was kept."""
+        if kept is None:
+            raise unknown
+        self.outcome = "committed" if kept else "rolled_back"
+        logger.warning("%s: the answer to COMMIT was lost; the database says: %s", self.name, self.outcome)
+        if not kept:
+            raise self.doomed() from unknown.__cause__
 
     def abandon(self) -> None:
         """Nobody waits for the end any more: from here on no COMMIT may be sent.

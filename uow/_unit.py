@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import anyio
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
+from ._asking import learn, learn_sync
+from ._callbacks import Callback, run_callbacks, run_callbacks_sync
 from ._context import unit_around
 from ._greenlets import spawn
 from ._messages import closed, commit_unanswered, mixed_sessions, send_refused, would_deadlock
@@ -23,14 +24,13 @@ from ._sessions import UnitSession
 from ._shield import Unfinished, finish
 from ._transaction import UnitTransaction
 from ._watch import Phase
-from .errors import ConcurrentUse
+from .errors import ConcurrentUse, OutcomeUnknown
 from .problems import Condition
 
 if TYPE_CHECKING:
     from .database import Database
 
 Outcome = Literal["committed", "rolled_back", "unknown"]
-Callback = Callable[[], Any]
 
 logger = logging.getLogger("uow")
 
@@ -44,8 +44,8 @@ class UnitOfWork:
 
     __slots__ = (
         "_async_session", "_callbacks", "_connected", "_done", "_failure", "_given_options", "_outer",
-        "_phase", "_resolve", "_rollback_only", "_sync_only", "_sync_session", "_work", "database",
-        "is_request", "name", "outcome",
+        "_phase", "_resolve", "_rollback_only", "_sync_only", "_sync_session", "_work", "attempt", "database",
+        "is_request", "may_retry", "name", "outcome",
     )  # fmt: skip
 
     database: Database
@@ -53,6 +53,8 @@ class UnitOfWork:
     """What the log and the errors call this unit: "POST /items/" for a request."""
     is_request: bool
     """Whether the middleware opened it for a request."""
+    attempt: int
+    """Which attempt of its request it belongs to, from 1."""
     outcome: Outcome | None
     """How it ended: "committed", "rolled_back", "unknown"; None while it is open."""
 
@@ -70,6 +72,8 @@ class UnitOfWork:
         self.name = name
         self.is_request = is_request
         self.outcome = None
+        self.attempt = 1
+        self.may_retry = True
         self._resolve = options
         self._given_options: UnitOptions | None = None
         self._sync_only = sync_only
@@ -136,6 +140,10 @@ class UnitOfWork:
         """Roll back in the end, whatever the answer says: a dry run."""
         self._check_open()
         self._rollback_only = True
+
+    def no_retry(self) -> None:
+        """Do not run this request again from here on: it has done what a rollback does not undo."""
+        self.may_retry = False
 
     # -- the rest is for the middleware, new_unit() and the session
 
@@ -226,12 +234,19 @@ class UnitOfWork:
             return
         commit = commit and not self._rollback_only
         try:
-            if not self._close_at_once(work, commit=commit):
-                await finish(self._settle(work, commit=commit), seconds=self.database.settle_timeout)
-        except Unfinished:
-            self._out_of_time(work, commit=commit)
+            await self._settle_in_time(work, commit=commit)
+        except OutcomeUnknown as unknown:
+            await learn(work, unknown)
         finally:
             self._settled(work)
+
+    async def _settle_in_time(self, work: UnitTransaction, *, commit: bool) -> None:
+        if self._close_at_once(work, commit=commit):
+            return
+        try:
+            await finish(self._settle(work, commit=commit), seconds=self.database.settle_timeout)
+        except Unfinished:
+            self._out_of_time(work, commit=commit)
 
     def settle_sync(self, *, commit: bool) -> None:
         """The same in a thread, for `with new_unit()`."""
@@ -246,40 +261,20 @@ class UnitOfWork:
                 self._out_of_time(work, commit=commit)
             else:
                 work.settle(self._own_session(), commit=commit)
+        except OutcomeUnknown as unknown:
+            learn_sync(work, unknown)
         finally:
             self._settled(work)
 
     async def run_callbacks(self) -> None:
         """Run what `on_commit` took, if the unit was committed; each at most once."""
-        if not self._callbacks:
-            return
-        limiter = self.database.limiter
-        interruption: asyncio.CancelledError | None = None
-        with anyio.CancelScope(shield=True):  # a client that has gone does not undo what was committed
-            while (callback := self._next_callback()) is not None:
-                call, on_loop = callback
-                try:
-                    answer = call() if on_loop else await anyio.to_thread.run_sync(call, limiter=limiter)
-                    if inspect.isawaitable(answer):
-                        await answer
-                except asyncio.CancelledError as error:  # costs the one that waits, not those behind it
-                    interruption = error
-                except Exception:
-                    logger.exception("%s: the on_commit callback %r failed", self.name, call)
-        if interruption is not None:
-            raise interruption
+        if self._callbacks and self.outcome == "committed":
+            await run_callbacks(self.name, self._callbacks, self.database.limiter)
 
     def run_callbacks_sync(self) -> None:
         """The same without an event loop."""
-        while (callback := self._next_callback()) is not None:
-            call, _ = callback
-            try:
-                answer = call()
-                if inspect.iscoroutine(answer):
-                    answer.close()
-                    raise TypeError("a coroutine cannot be awaited here: write `async with new_unit()`")
-            except Exception:
-                logger.exception("%s: the on_commit callback %r failed", self.name, call)
+        if self._callbacks and self.outcome == "committed":
+            run_callbacks_sync(self.name, self._callbacks)
 
     # -- private
 
@@ -387,6 +382,3 @@ class UnitOfWork:
         self.database.tell_settled(self)
         if self._done is not None and not self._done.done():
             self._done.set_result(None)
-
-    def _next_callback(self) -> tuple[Callback, bool] | None:
-        return self._callbacks.pop(0) if self.outcome == "committed" and self._callbacks else None

@@ -62,7 +62,8 @@ class Watch(Turns):
     __slots__ = (
         "_acknowledged", "_asked", "_committing", "_depth", "_failure_depth", "_internal", "_results",
         "_settler", "abandoned", "adapter", "commit_failed", "commit_sent", "connections", "ended", "failure",
-        "flushing", "in_autocommit", "outcome", "phase", "read_only", "statements", "streams", "unit",
+        "flushing", "in_autocommit", "outcome", "phase", "read_only", "statements", "streams",
+        "transaction", "unit",
     )  # fmt: skip
 
     def __init__(self, unit: UnitOfWork, *, in_autocommit: bool, asynchronous: bool) -> None:
@@ -83,6 +84,7 @@ class Watch(Turns):
         self._acknowledged = False
         self.abandoned = False
         self.statements = 0
+        self.transaction: Any = None  # its name, for whoever asks what became of its COMMIT
         self.streams = False
         self.flushing: Flushing | None = None
         self._failure_depth = 0
@@ -119,10 +121,28 @@ class Watch(Turns):
                 raise self.doomed() from self.failure
             if not self.connections:
                 self.unit.check_outer()
-                self._asked = perf_counter()
+                self._line_up()
         except BaseException:
             self.give()
             raise
+
+    def _line_up(self) -> None:
+        """Wait for a connection from here on, unless too many do so already."""
+        self._asked = perf_counter()
+        database = self.unit.database
+        if database.max_waiting is None:
+            return
+        if len(database.waiting) >= database.max_waiting:
+            error = _messages.too_many_waiting(self.name, database.max_waiting)
+            self.doom(error)
+            raise error
+        database.waiting.add(self)
+
+    def give(self) -> None:
+        """Go outside, and let the next one in; who has got no connection by now waits for none."""
+        if self.unit.database.max_waiting is not None:
+            self.unit.database.waiting.discard(self)
+        super().give()
 
     def enter_open(self) -> None:
         """Let in what changes no more than the session itself, also when the unit is doomed."""
@@ -167,6 +187,8 @@ class Watch(Turns):
         if self.abandoned:  # the pool handed it over to a call that nobody waited for any more
             connection.invalidate()
             raise _messages.closed(self.name)
+        if self.unit.database.max_waiting is not None:
+            self.unit.database.waiting.discard(self)
         self.unit.database.tell_connected(self.unit, perf_counter() - self._asked)
         if SECONDS_TO_BEGIN in connection.__dict__:
             self.tell(connection.__dict__[SECONDS_TO_BEGIN])

@@ -16,6 +16,7 @@ import anyio
 from sqlalchemy import URL, Engine, create_engine, make_url, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
+from ._asking import Asking
 from ._connection import use_unit_connections
 from ._events import listen
 from ._new_unit import NewUnit
@@ -55,7 +56,9 @@ class Database:
     ROLLBACK before the connection is thrown away. `observer` is told what the units do. `session_class`, a
     subclass of `UnitSession`, and `async_session_class` are those of your own that the units shall use.
     `handlers_settle="flush"` lets code move over step by step: its `commit()` flushes, its `begin()` sets a
-    savepoint, and each place that does so is logged once; "refuse" raises SettleRefused.
+    savepoint, and each place that does so is logged once; "refuse" raises SettleRefused. With `outcome`, a
+    `uow.outcome.TrueOutcome`, the database is asked what became of a COMMIT whose answer was lost. Where
+    `max_waiting` units wait for a connection, the next one is refused at once: 503 with Retry-After.
 
     Nothing is connected until a unit's first SQL. Raises ValueError for a dialect without an adapter, and
     TypeError for a `session_class` without `UnitSession`.
@@ -70,10 +73,14 @@ class Database:
         session_class: type[UnitSession] = UnitSession,
         async_session_class: type[AsyncSession] = UnitAsyncSession,
         handlers_settle: HandlersSettle = "refuse",
+        outcome: Asking | None = None,
+        max_waiting: int | None = None,
         **options: Any,
     ) -> None:
         self._set_up(make_url(url), settle_timeout, observer, options)
         self._use_sessions(session_class, async_session_class, handlers_settle)
+        self.outcome = outcome
+        self.max_waiting = max_waiting
 
     @classmethod
     def from_engines(
@@ -88,6 +95,8 @@ class Database:
         session_class: type[UnitSession] = UnitSession,
         async_session_class: type[AsyncSession] = UnitAsyncSession,
         handlers_settle: HandlersSettle = "refuse",
+        outcome: Asking | None = None,
+        max_waiting: int | None = None,
     ) -> Self:
         """The database behind engines of your own.
 
@@ -107,6 +116,8 @@ class Database:
         self = cls.__new__(cls)
         self._set_up(next(iter(engines.values())).url, settle_timeout, observer, {})
         self._use_sessions(session_class, async_session_class, handlers_settle)
+        self.outcome = outcome
+        self.max_waiting = max_waiting
         self.own = False
         # Of each kind that is there: a GET that reads through its writer has something to commit.
         self.has_reader = all(
@@ -135,6 +146,7 @@ class Database:
         self._variants: dict[tuple[str, bool, str], AsyncEngine | Engine] = {}
         self.opening = threading.RLock()  # taken for moments, to make a unit or its session once
         self._open: set[UnitOfWork] = set()
+        self.waiting: set[object] = set()
         self._drained: Future[None] | None = None
 
     def _use_sessions(

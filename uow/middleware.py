@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -18,6 +19,20 @@ from .wiring import log_findings
 __all__ = ["UnitOfWorkMiddleware"]
 
 
+class Replaying(Protocol):
+    """Runs requests again: `uow.retry.Retry` is one."""
+
+    def app(self, app: ASGIApp) -> ASGIApp:
+        """What stands in for the app."""
+        ...
+
+    def exchange(
+        self, middleware: ASGIApp, settings: Settings, scope: Scope, receive: Receive, send: Send
+    ) -> Exchange:
+        """What stands in for the exchange of a request."""
+        ...
+
+
 class UnitOfWorkMiddleware:
     """Gives each HTTP request a unit of work, and settles it by the status of the answer.
 
@@ -27,6 +42,8 @@ class UnitOfWorkMiddleware:
     commit the client gets one answer: that of the app's own handler for the exception, or a problem
     document. Requests with `read_only_methods` get a unit that the database holds to reading; if their
     answer streams, it may go on reading until its last byte, for at most `stream_timeout` seconds.
+
+    With `retry`, a `uow.retry.Retry`, a request is run again whose unit is known to be aborted.
 
     `rules` are options for the units of chosen routes, over those of `unit_options`: each is a mapping with
     `match`, the route as it is declared ("POST /orders/"; "*" for any method; a path that ends in "*" for
@@ -44,16 +61,18 @@ class UnitOfWorkMiddleware:
         commit_on: Collection[int] = (),
         read_only_methods: Collection[str] = ("GET", "HEAD", "OPTIONS"),
         stream_timeout: float | None = 300.0,
+        retry: Replaying | None = None,
         rules: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        self.app = app
+        self.app = app if retry is None else retry.app(app)
         self.database = database
-        writing = UnitOptions(commit_on=checked_statuses(commit_on))
+        writing = UnitOptions(commit_on=checked_statuses(commit_on), retry=retry is not None)
         reading = replace(writing, read_only=True, stream_timeout=checked_seconds(stream_timeout))
         methods = frozenset(method.upper() for method in read_only_methods)
         self._rules = Rules(rules, app) if rules else None
         self._settings = Settings(database, writing, reading, methods, self._check_wiring, self._rules)
-        self._exchange = Exchange if self._rules is None else RuledExchange
+        ours = Exchange if self._rules is None else RuledExchange
+        self._exchange = ours if retry is None else partial(retry.exchange, self)
         self._checked_wiring = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -44,6 +44,19 @@ async def test_a_pooler_gets_nothing_prepared(postgres: PostgresBackend) -> None
     assert kept in (0, 1)
 
 
+@pytest.mark.parametrize(
+    ("more", "asks"), [({}, True), ({"pooler": True}, True), ({"ask_outcome": False}, False)]
+)
+async def test_what_became_of_a_commit_is_asked_unless_that_is_switched_off(
+    postgres: PostgresBackend, more: dict[str, object], asks: bool
+) -> None:
+    async with open_database(settings_of(postgres, **more)) as database:
+        async with database.new_unit() as unit:
+            await unit.session.execute(text("CREATE TABLE asked (n INTEGER)"))
+        assert unit.outcome == "committed"
+        assert (database.outcome is not None) is asks
+
+
 @pytest.mark.parametrize("kind", ["file", "command"])
 async def test_the_password_is_asked_for_each_new_connection(
     postgres: PostgresBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str

@@ -78,6 +78,7 @@ stream_timeout = "90s"
 match = "* /items/*"
 stream_timeout = "500ms"
 commit_on = [404]
+retry = false
 
 [[unit_of_work.rules]]
 match = "GET /items/"
@@ -95,6 +96,8 @@ def test_routes_says_which_rule_has_set_an_option() -> None:
     assert found["GET /items/"]["read_only"] == {"value": True, "from": "default for GET"}
     assert found["POST /items/"]["stream_timeout"] == {"value": "500ms", "from": "rule 1"}
     assert found["GET /orders/"]["stream_timeout"] == {"value": "90s", "from": "default for GET"}
+    assert found["POST /items/"]["retry"] == {"value": False, "from": "rule 1"}
+    assert found["POST /orders/"]["retry"] == {"value": True, "from": "default"}
     assert "isolation=serializable (rule 2)" in told("routes")
 
 
@@ -134,6 +137,7 @@ def test_routes_knows_what_a_decorator_has_set_also_where_it_is_the_default() ->
             Option("commit_on", value=[401], origin="decorator"),
             Option("snapshot", value=False, origin="default"),
             Option("stream_timeout", value=None, origin="default"),
+            Option("retry", value=True, origin="default"),
         ),
     )
 

@@ -38,6 +38,7 @@ class Fault:
     what: What
     at: At | None
     everywhere: bool
+    once: bool = False
 
 
 class PostgresProxy:
@@ -78,13 +79,17 @@ class PostgresProxy:
         """The same database through this proxy."""
         return make_url(url).set(host="127.0.0.1", port=self.port).render_as_string(hide_password=False)
 
-    def cut(self, at: At | None = None, *, everywhere: bool = False) -> None:
+    def leads_to(self, server_port: int) -> None:
+        """From now on new connections go to another server."""
+        self._server_port = server_port
+
+    def cut(self, at: At | None = None, *, everywhere: bool = False, once: bool = False) -> None:
         """Close connections towards both sides: all of them at once, or each that comes to `at`.
 
-        With `everywhere` one that comes there takes all others with it, and new ones are refused: the
-        server is gone. It is back after `heal()`.
+        With `once` only the first that comes there is cut. With `everywhere` one that comes there takes all
+        others with it, and new ones are refused: the server is gone. It is back after `heal()`.
         """
-        self._do(lambda: self._set(Fault("cut", at, everywhere)))
+        self._do(lambda: self._set(Fault("cut", at, everywhere, once)))
 
     def stall(self, at: At | None = None, *, everywhere: bool = False) -> None:
         """Forward nothing any more in either direction, and keep the connections; otherwise as `cut`.
@@ -119,10 +124,18 @@ class PostgresProxy:
         for link in self._links:
             link.flows.set()
 
-    def strike(self, link: _Link) -> None:
+    def due(self, at: At) -> Fault | None:
+        """The fault that a connection has come to, which is then for it."""
+        fault = self.fault
+        if fault is None or fault.at != at:
+            return None
+        if fault.once:
+            self.fault = None
+        return fault
+
+    def strike(self, fault: Fault, link: _Link) -> None:
         """The fault has come to this connection."""
-        assert self.fault is not None
-        self._strike(self.fault, [*self._links] if self.fault.everywhere else [link])
+        self._strike(fault, [*self._links] if fault.everywhere else [link])
 
     def _strike(self, fault: Fault, links: list[_Link]) -> None:
         self.hit += len(links)
@@ -221,10 +234,6 @@ class _Link:
             self.close()
             await asyncio.gather(*ways, return_exceptions=True)
 
-    def _is_due(self, at: At) -> bool:
-        fault = self._proxy.fault
-        return fault is not None and fault.at == at
-
     async def _forward(self, side: Side, data: bytes) -> None:
         """Pass it on as soon as it may be."""
         await self._stand()
@@ -260,14 +269,16 @@ class _Link:
         await self._stand()
         self._proxy.commits += 1
         self._committing = True
-        if self._is_due("before_commit"):
-            self._proxy.strike(self)
-        if not self._is_due("commit_sent"):
-            await self._up(data)
-        elif not self._closed:
+        if fault := self._proxy.due("before_commit"):
+            self._proxy.strike(fault, self)
+        if self._closed:
+            return
+        if fault := self._proxy.due("commit_sent"):
             self.flows.clear()  # an answer must not slip through meanwhile
             await self._server.send(data)
-            self._proxy.strike(self)
+            self._proxy.strike(fault, self)
+        else:
+            await self._up(data)
 
     async def _downwards(self) -> None:
         with suppress(asyncio.IncompleteReadError, ConnectionError):
@@ -276,8 +287,8 @@ class _Link:
                 # CommandComplete, or ErrorResponse where the COMMIT was refused.
                 if self._committing and kind in {b"C", b"E"}:
                     self._committing = False
-                    if self._is_due("commit_done"):
-                        self._proxy.strike(self)
+                    if fault := self._proxy.due("commit_done"):
+                        self._proxy.strike(fault, self)
                 await self._forward(self._client, data)
 
 

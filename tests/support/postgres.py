@@ -194,16 +194,19 @@ class PostgresServer:
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 
     def _initialise(self) -> None:
-        (self.folder / "socket").mkdir(exist_ok=True)
-        if self.identity == "child":
-            for folder in (self.folder, self.folder / "socket"):
-                os.chown(folder, _NOBODY, _NOBODY)
+        self._prepare_folder()
         options = ["--encoding=UTF8", "--locale=C", "--auth=trust", "--username=postgres"]
         quickly = ["--no-sync", "--no-instructions"]
         initdb = self._child_of("initdb", "-D", str(self.data), *options, *quickly)
         wait_until(lambda: not initdb.alive, "initdb ends", limit=120)
         if initdb.stop() != 0:
             raise RuntimeError(f"initdb failed:\n{self.log()}")
+
+    def _prepare_folder(self) -> None:
+        (self.folder / "socket").mkdir(exist_ok=True)
+        if self.identity == "child":
+            for folder in (self.folder, self.folder / "socket"):
+                os.chown(folder, _NOBODY, _NOBODY)
 
     def _start_once(self) -> bool:
         """Start the process; False says that its port was taken."""
@@ -231,7 +234,10 @@ class PostgresServer:
             lines = (self.data / "postmaster.pid").read_text().splitlines()
         except FileNotFoundError:
             return False
-        return len(lines) >= 8 and lines[0].strip() == str(pid) and lines[7].strip() == "ready"
+        return len(lines) >= 8 and lines[0].strip() == str(pid) and self._is_ready(lines[7].strip())
+
+    def _is_ready(self, state: str) -> bool:
+        return state == "ready"
 
     def _child_of(self, program: str, *arguments: str) -> Child:
         prefix: Sequence[str] = _UNSHARE if self.identity == "unshare" else ()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from tests.support.asgi import run_asgi
+from tests.support.asgi import AsgiCall, run_asgi
 from tests.support.backends import Backend, Mode, SqliteBackend
 from tests.uow.conftest import Connect
 from tests.uow.units import (
@@ -113,3 +114,29 @@ async def test_a_dry_run_answers_as_it_would_and_keeps_nothing(
     assert unit.outcome == "rolled_back"
     assert names(backend) == []
     assert called == []
+
+
+async def test_a_callback_that_is_cancelled_costs_none_of_those_behind_it(
+    backend: Backend, database: Database
+) -> None:
+    """L12: the work is kept, what waited for it runs, and then the request is cancelled."""
+    called: list[str] = []
+    waiting = asyncio.Event()
+
+    async def waits() -> None:
+        waiting.set()
+        await asyncio.Event().wait()
+
+    def work(session: Session) -> None:
+        insert("kept")(session)
+        on_commit(waits)
+        on_commit(lambda: called.append("behind"))
+
+    call = AsgiCall(app_of(endpoint("async", work), database), "POST", "/work")
+    task = asyncio.ensure_future(call.run())
+    await waiting.wait()
+    task.cancel()
+    await asyncio.wait({task})
+
+    assert task.cancelled()
+    assert (call.recorder.status, called, names(backend)) == (201, ["behind"], ["kept"])

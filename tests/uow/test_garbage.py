@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import AsyncIterator
-from types import ModuleType
-from typing import Any
 
 import pytest
 from fastapi import FastAPI, HTTPException
@@ -14,7 +12,7 @@ from starlette.responses import StreamingResponse
 
 from tests.support.asgi import run_asgi
 from tests.support.backends import Mode
-from tests.uow.units import insert, within
+from tests.uow.units import garbage, insert, within
 from uow import Database, UnitOfWorkMiddleware, current_session, current_sync_session
 
 pytestmark = pytest.mark.backends("sqlite", "pg18")
@@ -66,25 +64,8 @@ async def test_L18_nothing_of_a_unit_waits_for_the_garbage_collector(
     gc.disable()
     try:
         await ask(5)
-        left = _garbage()
+        left = garbage()
     finally:
         gc.enable()
 
     assert left == []
-
-
-def _garbage() -> list[str]:
-    """The types of ours that a collection finds; by name, because a failed test would keep the objects."""
-    gc.set_debug(gc.DEBUG_SAVEALL)
-    try:
-        gc.collect()
-        return sorted({_name(found) for found in gc.garbage} - {""})
-    finally:
-        gc.set_debug(0)
-        gc.garbage.clear()
-
-
-def _name(found: Any) -> str:
-    kind = type(found)
-    module = "" if isinstance(found, ModuleType) else str(kind.__module__)
-    return f"{module}.{kind.__name__}" if module.partition(".")[0] == "uow" else ""

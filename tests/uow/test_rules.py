@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.endpoints import HTTPEndpoint
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Host, Mount, Route, WebSocketRoute
+from starlette.routing import BaseRoute, Host, Match, Mount, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
@@ -66,9 +66,17 @@ async def socket(websocket: WebSocket) -> None:
     await websocket.close()
 
 
+class NoRoute(BaseRoute):
+    """A route of somebody's own make, which does not say what it serves."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        return Match.NONE, {}
+
+
 def starlette() -> Starlette:
     return Starlette(
         routes=[
+            NoRoute(),
             Route("/orders/", plain, methods=["GET", "POST"]),
             Route("/orders/special", other, methods=["POST"]),
             Route("/orders/{order}", marked, methods=["GET", "POST"]),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import threading
 from collections.abc import Callable, Coroutine
 from contextvars import Context
+from types import ModuleType
 from typing import Any, TypeVar
 
 import anyio.to_thread
@@ -173,3 +175,20 @@ async def waiting(unit: UnitOfWork, calls: int) -> None:
     assert unit._work is not None
     work = unit._work
     await wait_until_async(lambda: len(work._queue) >= calls, "the calls to wait")
+
+
+def garbage() -> list[str]:
+    """The types of ours that a collection finds; by name, because a failed test would keep the objects."""
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        gc.collect()
+        return sorted({_name_of(found) for found in gc.garbage} - {""})
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+
+
+def _name_of(found: Any) -> str:
+    kind = type(found)
+    module = "" if isinstance(found, ModuleType) else str(kind.__module__)
+    return f"{module}.{kind.__name__}" if module.partition(".")[0] == "uow" else ""

@@ -45,6 +45,9 @@ class Adapter(ABC):
     one_writer: ClassVar[bool]
     """Whether a second writer waits for the first one's transaction to end."""
 
+    over_a_link: ClassVar[bool] = True
+    """Whether a connection can die while nobody uses it."""
+
     def resolve(self, url: URL) -> URL:
         """The URL of the real database, made at the first connection."""
         return url

@@ -65,6 +65,7 @@ class SQLite(Adapter):
     dialect = "sqlite"
     drivers = ("sqlite3", "aiosqlite")
     one_writer = True
+    over_a_link = False
 
     def __init__(self) -> None:
         self._turn = Turn()

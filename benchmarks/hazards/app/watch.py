@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from sqlalchemy import event
-from sqlalchemy.pool import Pool
+from sqlalchemy.pool import ConnectionPoolEntry, Pool
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -23,6 +23,7 @@ from tests.support.gate import install_commit_gate
 pool_events: Counter[str] = Counter()
 told: defaultdict[str, list[str]] = defaultdict(list)
 answers: Counter[str] = Counter()
+_out: set[ConnectionPoolEntry] = set()
 _releases: dict[str, Callable[[], object]] = {}
 
 WAITING = "waiting"
@@ -49,11 +50,20 @@ def stand_at_gate_in_thread(name: str) -> None:
     released.wait(60)
 
 
-def _count(name: str) -> Callable[..., None]:
-    def listener(*_: Any) -> None:
-        pool_events[name] += 1
+def _connected(*_: Any) -> None:
+    pool_events["connect"] += 1
 
-    return listener
+
+def _handed_out(_connection: Any, record: ConnectionPoolEntry, _proxy: Any) -> None:
+    # Comes once more if somebody finds the connection dead at this moment, and the pool replaces it.
+    if record not in _out:
+        _out.add(record)
+        pool_events["checkout"] += 1
+
+
+def _given_back(_connection: Any, record: ConnectionPoolEntry) -> None:
+    _out.discard(record)
+    pool_events["checkin"] += 1
 
 
 class Watch:
@@ -61,8 +71,9 @@ class Watch:
 
     def __init__(self, app: ASGIApp) -> None:
         install_commit_gate()
-        for name in ("connect", "checkout", "checkin"):
-            event.listen(Pool, name, _count(name))
+        event.listen(Pool, "connect", _connected)
+        event.listen(Pool, "checkout", _handed_out)
+        event.listen(Pool, "checkin", _given_back)
         self._app = app
         self._in_flight = 0
 

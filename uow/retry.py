@@ -1,0 +1,281 @@
+"""The whole request again, where its unit is known to be aborted: `UnitOfWorkMiddleware(retry=Retry())`.
+
+Optional: the core knows no more of it than that an attempt can be dropped before anything was sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncGenerator, MutableMapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+from anyio import move_on_after
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm.exc import StaleDataError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ._context import current_place
+from ._exchange import Exchange, RuledExchange, Settings
+from ._unit import UnitOfWork
+from .problems import Condition
+
+__all__ = ["Retry"]
+
+logger = logging.getLogger("uow")
+
+_LOST_AGAINST_OTHERS = frozenset(
+    {Condition.SERIALIZATION, Condition.LOCK_TIMEOUT, Condition.STALE, Condition.READ_ONLY}
+)
+_DATABASE_AWAY = frozenset({Condition.CONNECTION_LOST, Condition.UNAVAILABLE})
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How requests are run again whose units are known to be aborted, through no fault of theirs.
+
+    After a deadlock, a serialization failure or a lock time-out a request has `attempts` in all. After the
+    loss of a connection before COMMIT was sent, or where none can be made, it is tried for `seconds`. The
+    pauses between are random, up to `first_pause` at first, twice as long each time and at most
+    `longest_pause` seconds. A request whose body is longer than `body_limit` bytes is not run again.
+
+    Raises ValueError for a bound that is none.
+    """
+
+    attempts: int = 5
+    seconds: float = 10.0
+    first_pause: float = 0.01
+    longest_pause: float = 1.0
+    body_limit: int = 1024 * 1024
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1:
+            raise ValueError(f"attempts={self.attempts!r}: a request has at least one attempt")
+        for name in ("seconds", "first_pause", "longest_pause", "body_limit"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)!r} is below 0")
+
+    def exchange(
+        self, middleware: ASGIApp, settings: Settings, scope: Scope, receive: Receive, send: Send
+    ) -> Exchange:
+        """The exchange of a request that may be run again, by this middleware."""
+        attempts = (
+            receive if isinstance(receive, _Attempts) else _Attempts(self, middleware, scope, receive, send)
+        )
+        return _Attempt(attempts, settings, scope)
+
+    def app(self, app: ASGIApp) -> ASGIApp:
+        """The app, entered by the later attempts of a request one at a time."""
+        return _InTurn(app, self)
+
+    def pause(self, attempt: int) -> float:
+        """Seconds to wait after this attempt; random, so that those who met do not meet again."""
+        return random.uniform(0, min(self.longest_pause, self.first_pause * 2.0 ** min(attempt - 1, 60)))
+
+
+class _Attempts:
+    """The attempts of one request; called, it is their `receive`, which knows what the earlier ones read."""
+
+    def __init__(self, retry: Retry, middleware: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        self.retry = retry
+        self.number = 1
+        self.fights_lost = 0
+        self.send = send
+        self.body_is_kept = True
+        self.dropped = False
+        self.until = monotonic() + retry.seconds
+        self._middleware = middleware
+        self._scope = scope
+        self._receive = receive
+        self._saved = _Saved(scope)
+        self._read: list[Message] = []
+        self._length = 0
+        self._next = 0
+
+    async def __call__(self) -> Message:
+        if self._next < len(self._read):
+            self._next += 1
+            return self._read[self._next - 1]
+        message = await self._receive()
+        if message["type"] == "http.request" and self.body_is_kept:
+            self._length += len(message.get("body", b""))
+            self._read.append(message)
+            self._next += 1
+            if self._length > self.retry.body_limit:
+                self.body_is_kept = False
+                self._read.clear()
+                self._next = 0
+        return message
+
+    def may_go_on(self, condition: Condition | None) -> bool:
+        """Whether there is another attempt after a failure of this kind."""
+        if not self.body_is_kept:
+            return False
+        if condition in _DATABASE_AWAY:
+            return monotonic() < self.until
+        return condition in _LOST_AGAINST_OTHERS and self.fights_lost + 1 < self.retry.attempts
+
+    async def again(self) -> None:
+        """Run the app again, from what the middleware had received, until an attempt is not dropped."""
+        while self.dropped:
+            await asyncio.sleep(self.retry.pause(self.number))
+            self.dropped = False
+            self.number += 1
+            self._next = 0
+            self._saved.restore(self._scope)
+            await self._middleware(self._scope, self, self.send)
+
+
+class _Saved:
+    """The scope as the middleware received it, to be put back in place: outer middlewares hold it."""
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope = dict(scope)
+        self._inner = {
+            name: (dict(scope[name]), dict(getattr(scope[name], "__dict__", {})))
+            for name in ("state", "session")
+            if name in scope
+        }
+
+    def restore(self, scope: Scope) -> None:
+        """What a handler has changed in the values of `state` and `session` themselves stays changed."""
+        scope.clear()
+        scope.update(self._scope)
+        for name, (values, marks) in self._inner.items():
+            inner: MutableMapping[str, Any] = scope[name]
+            inner.clear()
+            inner.update(values)
+            if hasattr(inner, "__dict__"):  # Starlette's session remembers there that it was changed
+                vars(inner).clear()
+                vars(inner).update(marks)
+
+
+class _Attempt(RuledExchange):
+    """One attempt, dropped before anything of it was sent, or the one that answers."""
+
+    __slots__ = ("_attempts",)
+
+    def __init__(self, attempts: _Attempts, settings: Settings, scope: Scope) -> None:
+        super().__init__(settings, scope, attempts, attempts.send)
+        self._attempts = attempts
+
+    @property
+    def number(self) -> int:
+        """Which attempt it is, from 1."""
+        return self._attempts.number
+
+    @property
+    def fights_lost(self) -> int:
+        """How many of the attempts before it have lost against other requests."""
+        return self._attempts.fights_lost
+
+    def _make_unit(self) -> UnitOfWork:
+        unit = super()._make_unit()
+        unit.attempt = self.number
+        return unit
+
+    def may_replay(self, failure: BaseException) -> bool:
+        unit = self.unit
+        if self.started or unit is None or unit.outcome not in (None, "rolled_back"):
+            return False  # what was kept, or may have been, is never done again
+        return unit.options.retry and unit.may_retry and self._attempts.may_go_on(self._condition(failure))
+
+    def _condition(self, failure: BaseException) -> Condition | None:
+        """What the database did to the unit; None if nothing, or if there was no room for it.
+
+        An error of another unit, which the handler has opened and let out, is not this one's.
+        """
+        assert self.unit is not None
+        cause = failure if isinstance(failure, StaleDataError) else self.unit.failure
+        if cause is None or isinstance(cause, PoolTimeout):
+            return None
+        return self.unit.condition(cause)
+
+    def meets_others(self) -> bool:
+        """Whether it may write, and so fight for rows with other requests."""
+        return self.scope["method"] not in self._settings.read_only_methods
+
+    async def end(self) -> None:
+        """Drop the attempt and make another one, or answer."""
+        refused = None if self._answer is None else self._answer.refused
+        if refused is None or not self.may_replay(refused):
+            await super().end()
+            return
+        number = self.number
+        logger.info("%s: attempt %d was rolled back (%r), and is made again", self.name, number, refused)
+        if self._condition(refused) in _LOST_AGAINST_OTHERS:
+            self._attempts.fights_lost += 1  # what an outage costs is not counted
+        self.over = True
+        self.let_go()
+        self.unit = None  # it is not around the next one
+        self._attempts.dropped = True
+        if number == 1:
+            await self._attempts.again()
+
+
+class _InTurn:
+    """The app, and who runs in it at the same time.
+
+    Requests that fight for one row go on meeting each other when they only wait for a while: under
+    SERIALIZABLE one of those that run at once can win. So the later attempts of requests that may write
+    run one at a time, and the last one of each while no other such request runs. All these waits are
+    bounded, and nobody waits with a transaction open. Other processes are not waited for.
+    """
+
+    def __init__(self, app: ASGIApp, retry: Retry) -> None:
+        self.app = app  # by this name the wiring is looked at
+        self._retry = retry
+        self._lane: _Lane | None = None  # of the running event loop, while there is somebody in it
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        place = current_place() if scope["type"] == "http" else None  # there is none around a lifespan
+        if not isinstance(place, _Attempt) or not place.meets_others():
+            await self.app(scope, receive, send)
+            return
+        lane = self._lane = self._lane or _Lane()
+        lane.users += 1
+        try:
+            async with lane.turn(place.fights_lost + 1, self._retry):
+                await self.app(scope, receive, send)
+        finally:
+            lane.users -= 1
+            if not lane.users:
+                self._lane = None
+
+
+class _Lane:
+    """Where attempts wait for each other."""
+
+    def __init__(self) -> None:
+        self.users = 0
+        self._inside = 0
+        self._late = asyncio.Lock()
+        self._changed = asyncio.Event()
+        self._is_closed = False
+
+    @asynccontextmanager
+    async def turn(self, attempt: int, retry: Retry) -> AsyncGenerator[None]:
+        """Wait until the attempt may run; for the longest pause, because a handler may call its own path."""
+        is_last = 1 < attempt == retry.attempts
+        is_alone = False
+        try:
+            with move_on_after(retry.longest_pause):
+                is_alone = attempt > 1 and await self._late.acquire()
+                self._is_closed |= is_last
+                while self._inside if is_last else self._is_closed and attempt == 1:
+                    self._changed.clear()
+                    await self._changed.wait()
+            self._inside += 1
+            try:
+                yield
+            finally:
+                self._inside -= 1
+        finally:
+            if is_alone:
+                self._late.release()
+                self._is_closed &= not is_last
+            self._changed.set()

@@ -60,5 +60,6 @@ def _engine(work: UnitTransaction) -> Engine:
     """The writer, with connections that nobody waits for, and no transaction."""
     made = work.unit.database.engine(work.unit.options, asynchronous=work.asynchronous)
     engine: Engine = made.sync_engine if isinstance(made, AsyncEngine) else made
-    pool = NullPool(engine.pool._creator, dialect=engine.dialect)
+    creator = engine.pool._creator  # pyright: ignore[reportPrivateUsage]  # it has no other name
+    pool = NullPool(creator, dialect=engine.dialect)
     return Engine(pool, engine.dialect, engine.url).execution_options(isolation_level="AUTOCOMMIT")

@@ -98,7 +98,7 @@ def test_all_that_was_asked_before_the_garbage_is_answered(service: Service, beh
 
 
 @pytest.mark.parametrize("service_leg", ["sqlite"], indirect=True)
-@pytest.mark.parametrize("behind", BEHIND.values(), ids=BEHIND.keys())
+@pytest.mark.parametrize("behind", [*BEHIND.values(), b"GET /li"], ids=[*BEHIND.keys(), "half a head"])
 def test_garbage_that_comes_while_a_write_waits_says_nothing(own_service: Service, behind: bytes) -> None:
     own_service.env["UOW_SERVER__KEEP_ALIVE_TIMEOUT"] = "1"
     own_service.start()
@@ -139,7 +139,9 @@ def test_nothing_is_kept_of_a_request_whose_body_breaks(service: Service, body: 
             assert not client.arrived(within=0.05)
             client.send(part)
         # One in a single piece counts as too large from the next piece on.
-        while not client.arrived(within=0.05):
+        for _ in range(100):
+            if client.arrived(within=0.05):
+                break
             with contextlib.suppress(ConnectionError):
                 client.send(b"e" * 40_000)
         said = client.read_until_closed()

@@ -40,6 +40,7 @@ def create_app(settings: Settings) -> FastAPI:
         database=database,
         stream_timeout=settings.unit_of_work.stream_timeout,
         retry=_retry(settings.unit_of_work),
+        deadline=settings.unit_of_work.deadline or None,
         rules=[rule.as_given() for rule in settings.unit_of_work.rules],
     )
     # Not FastAPI's own argument: that one stands outside of all middleware, so nothing of it was logged.

@@ -37,7 +37,9 @@ class Rule(Section):
     stream_timeout: Seconds | None = Field(
         default=None, gt=0, description="How long a read-only unit stays open for an answer that streams."
     )
-
+    deadline: Seconds | None = Field(
+        default=None, gt=0, description="The time that a request may take until its answer begins."
+    )
     retry: bool | None = Field(
         default=None, description="Whether a request is run again whose unit is known to be aborted."
     )

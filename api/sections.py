@@ -262,6 +262,11 @@ class UnitOfWorkSettings(Section):
         gt=0,
         description="The time that a read-only unit stays open for an answer that streams.",
     )
+    deadline: Seconds = Field(
+        default=0.0,
+        ge=0,
+        description="The time that a request may take until its answer begins; 0 is no limit.",
+    )
     retry_attempts: int = Field(
         default=5,
         ge=1,

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.types import Message, Scope
 
 from ._messages import stream_too_long
-from .errors import UnitOfWorkDoomed, UnitOfWorkError
+from .errors import DeadlineExceeded, UnitOfWorkDoomed, UnitOfWorkError
 from .problems import PROBLEMS, Condition, Problem, misuse_of, problem_response
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ class Answer:
             self._torn = True
             return
         unit = self._unit
+        self._exchange.answering()
         if unit.is_sync:  # a thread does not see that its request was cancelled
             await anyio.lowlevel.checkpoint_if_cancelled()
         self._head = message  # not before: who catches the cancellation may answer it
@@ -217,6 +218,7 @@ class Answer:
         unit = self._exchange.unit
         try:
             if unit is not None:
+                unit.hurries = isinstance(error, DeadlineExceeded)
                 await unit.settle(commit=False)  # does nothing but wait if it is being settled already
         except UnitOfWorkError as unknown:
             logger.error("%s: %s", self._exchange.name, unknown, exc_info=unknown)
@@ -233,6 +235,10 @@ class Answer:
         """From here on nothing that the app sends goes out, with or without a unit."""
         self.refused = error
         self._exchange.server_send = drop
+
+    def silence(self) -> None:
+        """Nothing goes out any more, whoever is still at work on it."""
+        self._send = drop
 
     async def end(self) -> None:
         """The app has ended and its last body has not gone out: refused, cut off or never begun."""

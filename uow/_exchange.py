@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from contextvars import Token
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 from . import _messages
 from ._answer import Answer, drop
 from ._context import AFTERWARDS, Place
+from ._deadlines import Clock
 from ._options import UnitOptions, options_of
 from ._rules import Rules
 from ._unit import UnitOfWork
@@ -93,7 +95,7 @@ class Exchange(Place):
 
     def _options(self, default: UnitOptions) -> Callable[[], UnitOptions]:
         """What looks the options up; it must not know this object, or a garbage collector had to free it."""
-        return partial(options_of, self.scope, default)
+        return partial(_look_up, self.scope, default, None, "", None)
 
     def _default_options(self) -> UnitOptions:
         settings = self._settings
@@ -136,6 +138,9 @@ class Exchange(Place):
         """The app has raised."""
         await self.answer.failed(error)
 
+    def answering(self) -> None:
+        """The answer is there, and about to be judged."""
+
     def may_replay(self, failure: BaseException) -> bool:
         """Whether the request is to run again after its unit has failed so: not by the core."""
         return False
@@ -148,18 +153,43 @@ class Exchange(Place):
 
     def let_go(self) -> None:
         """The request is over: what knows each other would be kept until a garbage collection."""
+        if self._answer is not None:
+            self._answer.silence()
         self._answer = None
         self.server_send = drop  # for a task that has kept `send`
 
 
-class RuledExchange(Exchange):
-    """One request of a middleware that has rules for routes."""
+class OptionedExchange(Exchange):
+    """One request of a middleware that has rules for routes, deadlines, or both."""
 
-    __slots__ = ("_root",)
+    __slots__ = ("_root", "clock")
 
     def __init__(self, settings: Settings, scope: Scope, receive: Receive, send: Send) -> None:
         super().__init__(settings, scope, receive, send)
         self._root: str = scope.get("root_path", "")  # mounts inside will move it
+        self.clock: Clock | None = None
+
+    def began(self) -> float:
+        """When the request came, in the time of the event loop."""
+        return asyncio.get_running_loop().time()
+
+    def answering(self) -> None:
+        if self.clock is not None:
+            self.clock.stop()
 
     def _options(self, default: UnitOptions) -> Callable[[], UnitOptions]:
-        return partial(options_of, self.scope, default, self._settings.rules, self._root)
+        return partial(_look_up, self.scope, default, self._settings.rules, self._root, self.clock)
+
+
+def _look_up(
+    scope: Scope, default: UnitOptions, rules: Rules | None, root: str, clock: Clock | None
+) -> UnitOptions:
+    options = options_of(scope, default, rules, root)
+    if options.deadline is not None:
+        if clock is None:
+            raise RuntimeError(
+                "unit_options(deadline=) was used after UnitOfWorkMiddleware was made, which keeps no time "
+                "therefore: declare the routes first, or give the middleware a deadline"
+            )
+        clock.set(options.deadline)
+    return options

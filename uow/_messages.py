@@ -6,6 +6,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from .errors import (
     ConcurrentUse,
+    DeadlineExceeded,
     MixedSessions,
     OutcomeUnknown,
     ReadOnlyUnitOfWork,
@@ -86,6 +87,13 @@ def ended_by_text(name: str) -> OutcomeUnknown:
     return OutcomeUnknown(
         f"{name}: COMMIT or ROLLBACK was sent as text, so what was kept is not known; the unit settles "
         f"itself when the answer is ready"
+    )
+
+
+def deadline_over(name: str, seconds: float) -> DeadlineExceeded:
+    """A request has used all of its time."""
+    return DeadlineExceeded(
+        f"{name}: not answered within {seconds:g} seconds, its deadline; nothing was kept"
     )
 
 

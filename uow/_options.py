@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.routing import Match
 
+from . import _deadlines
+
 if TYPE_CHECKING:
     from ._rules import Rules
 
@@ -29,6 +31,7 @@ class UnitOptions:
     snapshot: bool = False
     stream_timeout: float | None = None
     retry: bool = False
+    deadline: float | None = None
 
     def commits(self, status: int) -> bool:
         """Whether an answer with this status commits: 2xx, 3xx and what `commit_on` names."""
@@ -53,10 +56,10 @@ def checked_statuses(statuses: Collection[int]) -> frozenset[int]:
     return frozenset(statuses)
 
 
-def checked_seconds(seconds: float | None) -> float | None:
+def checked_seconds(name: str, seconds: float | None) -> float | None:
     """The number of seconds, or None for no limit; ValueError for what is neither."""
     if seconds is not None and not seconds > 0:
-        raise ValueError(f"stream_timeout={seconds!r} is no number of seconds above 0; None is no limit")
+        raise ValueError(f"{name}={seconds!r} is no number of seconds above 0; None is no limit")
     return seconds
 
 
@@ -68,6 +71,7 @@ def checked_options(
     snapshot: bool | None = None,
     stream_timeout: float | None = None,
     retry: bool | None = None,
+    deadline: float | None = None,
 ) -> dict[str, Any]:
     """The options that were given, without those that are None; ValueError for what does not exist."""
     given: dict[str, Any] = {
@@ -75,8 +79,9 @@ def checked_options(
         "isolation": checked_isolation(isolation),
         "commit_on": None if commit_on is None else checked_statuses(commit_on),
         "snapshot": snapshot,
-        "stream_timeout": checked_seconds(stream_timeout),
+        "stream_timeout": checked_seconds("stream_timeout", stream_timeout),
         "retry": retry,
+        "deadline": checked_seconds("deadline", deadline),
     }
     return {name: value for name, value in given.items() if value is not None}
 
@@ -92,6 +97,7 @@ def unit_options(
     snapshot: bool | None = None,
     stream_timeout: float | None = None,
     retry: bool | None = None,
+    deadline: float | None = None,
 ) -> Callable[[Endpoint], Endpoint]:
     """Mark an endpoint with the options of its unit; what is None stays as the middleware has it.
 
@@ -101,6 +107,7 @@ def unit_options(
     `snapshot`: whether all reads of a read-only unit see one moment of the database.
     `stream_timeout`: seconds after which a read-only unit is taken from an answer that is still streaming.
     `retry`: whether the request is run again when its unit is known to be aborted, see `uow.retry`.
+    `deadline`: seconds that a request may take from when it comes until its answer begins.
     Place it directly above the `def`. Raises ValueError for what does not exist.
     """
     given = checked_options(
@@ -110,7 +117,11 @@ def unit_options(
         snapshot=snapshot,
         stream_timeout=stream_timeout,
         retry=retry,
+        deadline=deadline,
     )
+
+    if deadline is not None:
+        _deadlines.use()
 
     def mark(endpoint: Endpoint) -> Endpoint:
         setattr(endpoint, _MARK, given)

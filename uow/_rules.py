@@ -159,7 +159,7 @@ def _declared(routes: Iterable[Any], prefix: str) -> Iterator[Declared]:
             yield Declared(path, frozenset(route.methods or ()), route.endpoint)
         elif inner := _routes_inside(getattr(route, "app", None)) or _routes_inside(route):
             yield from _declared(inner, path)
-        else:
+        elif hasattr(route, "app"):
             yield Declared(path + "/{path:path}", frozenset(), None)
 
 

@@ -50,6 +50,7 @@ class UnitTransaction(Watch):
             raise self.doomed()
         if state is TransactionState.IDLE and self.statements and self.unit.database.begins_visibly:
             raise _messages.ended_by_text(self.name)
+        self._identify(connection)  # not before: listeners of the session may have written just now
         self.commit_sent = True  # before the look at abandoned: see abandon()
         if self.abandoned:
             raise self.doomed()
@@ -93,7 +94,6 @@ class UnitTransaction(Watch):
         self.check_committable()
         if not self.connections or (self.read_only and self.unit.database.own):
             return  # a reader that the user brought may be a writer
-        self._identify()
         self._committing = True
         began = perf_counter()
         try:
@@ -108,11 +108,11 @@ class UnitTransaction(Watch):
         finally:
             self.tell(perf_counter() - began)
 
-    def _identify(self) -> None:
+    def _identify(self, connection: Connection) -> None:
         """Learn the name of the transaction, by which others can say later what became of it."""
         asking = self.unit.database.outcome
         if asking is not None and self.adapter.over_a_link:
-            self.transaction = asking.identify(self.connections[0])
+            self.transaction = asking.identify(connection)
 
     def _raise_if_unknown(self, error: BaseException) -> None:
         """Raise what a failed COMMIT means where its own error does not say it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from contextlib import suppress
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 Outcome = Literal["committed", "rolled_back", "unknown"]
 
+_HURRY = 1.0  # seconds for a ROLLBACK after the deadline; then the connection is thrown away
+
 logger = logging.getLogger("uow")
 
 
@@ -45,7 +48,7 @@ class UnitOfWork:
     __slots__ = (
         "_async_session", "_callbacks", "_connected", "_done", "_failure", "_given_options", "_outer",
         "_phase", "_resolve", "_rollback_only", "_sync_only", "_sync_session", "_work", "attempt", "database",
-        "is_request", "may_retry", "name", "outcome",
+        "hurries", "is_request", "may_retry", "name", "outcome",
     )  # fmt: skip
 
     database: Database
@@ -74,6 +77,7 @@ class UnitOfWork:
         self.outcome = None
         self.attempt = 1
         self.may_retry = True
+        self.hurries = False  # its client has waited for longer than it was to
         self._resolve = options
         self._given_options: UnitOptions | None = None
         self._sync_only = sync_only
@@ -142,8 +146,14 @@ class UnitOfWork:
         self._rollback_only = True
 
     def no_retry(self) -> None:
-        """Do not run this request again from here on: it has done what a rollback does not undo."""
-        self.may_retry = False
+        """Do not run this request again from here on: it has done what a rollback does not undo.
+
+        In a `new_unit()` it is the request around that is meant.
+        """
+        unit: UnitOfWork | None = self
+        while unit is not None:
+            unit.may_retry = False
+            unit = unit._outer
 
     # -- the rest is for the middleware, new_unit() and the session
 
@@ -227,8 +237,9 @@ class UnitOfWork:
         """
         if self._phase is Phase.SETTLING:
             self._done = self._done or Future()
+            done = asyncio.shield(asyncio.wrap_future(self._done))  # others wait for it as well
             with suppress(Unfinished):
-                await finish(asyncio.wrap_future(self._done), seconds=2 * self.database.settle_timeout)
+                await finish(done, seconds=2 * self.database.settle_timeout)
         work = self._start_settling(commit=commit)
         if work is None:
             return
@@ -244,7 +255,8 @@ class UnitOfWork:
         if self._close_at_once(work, commit=commit):
             return
         try:
-            await finish(self._settle(work, commit=commit), seconds=self.database.settle_timeout)
+            seconds = min(_HURRY if self.hurries else math.inf, self.database.settle_timeout)
+            await finish(self._settle(work, commit=commit), seconds=seconds)
         except Unfinished:
             self._out_of_time(work, commit=commit)
 

@@ -9,6 +9,7 @@
     ├── ReadOnlyUnitOfWork    a read-only unit was asked to write
     ├── SettleRefused         a handler tried to commit, begin, reset or invalidate
     ├── SendRefused           a WebSocket was told something by a unit that is not settled
+    ├── DeadlineExceeded      a request was not answered within its deadline
     ├── WouldDeadlock         a unit inside a unit would wait for its own outer unit
     └── OutcomeUnknown        whether the COMMIT took effect could not be learnt
 
@@ -17,6 +18,7 @@ What the database itself refuses arrives as SQLAlchemy's own exceptions (`sqlalc
 
 __all__ = [
     "ConcurrentUse",
+    "DeadlineExceeded",
     "MixedSessions",
     "NoUnitOfWork",
     "OutcomeUnknown",
@@ -52,6 +54,10 @@ class MixedSessions(UnitOfWorkError):
 
 class ConcurrentUse(UnitOfWorkError):
     """Two tasks or threads are inside one session at the same time."""
+
+
+class DeadlineExceeded(UnitOfWorkError):
+    """A request was not answered within the deadline of its unit; nothing of it was kept."""
 
 
 class ReadOnlyUnitOfWork(UnitOfWorkError):

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ._context import Block, enter, leave, unit_around
-from ._exchange import Exchange, RuledExchange, Settings
+from ._deadlines import Timing, are_used
+from ._exchange import Exchange, OptionedExchange, Settings
 from ._options import UnitOptions, checked_seconds, checked_statuses
 from ._rules import Rules
 from .database import Database
@@ -43,6 +44,7 @@ class UnitOfWorkMiddleware:
     document. Requests with `read_only_methods` get a unit that the database holds to reading; if their
     answer streams, it may go on reading until its last byte, for at most `stream_timeout` seconds.
 
+    `deadline` is how many seconds a request may take from when it comes until its answer begins.
     With `retry`, a `uow.retry.Retry`, a request is run again whose unit is known to be aborted.
 
     `rules` are options for the units of chosen routes, over those of `unit_options`: each is a mapping with
@@ -62,16 +64,24 @@ class UnitOfWorkMiddleware:
         read_only_methods: Collection[str] = ("GET", "HEAD", "OPTIONS"),
         stream_timeout: float | None = 300.0,
         retry: Replaying | None = None,
+        deadline: float | None = None,
         rules: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        self.app = app if retry is None else retry.app(app)
+        has_deadlines = deadline is not None or are_used() or any("deadline" in rule for rule in rules)
+        inner = app if retry is None else retry.app(app)
+        self.app = Timing(inner) if has_deadlines else inner
         self.database = database
-        writing = UnitOptions(commit_on=checked_statuses(commit_on), retry=retry is not None)
-        reading = replace(writing, read_only=True, stream_timeout=checked_seconds(stream_timeout))
+        writing = UnitOptions(
+            commit_on=checked_statuses(commit_on),
+            retry=retry is not None,
+            deadline=checked_seconds("deadline", deadline),
+        )
+        streams_for = checked_seconds("stream_timeout", stream_timeout)
+        reading = replace(writing, read_only=True, stream_timeout=streams_for)
         methods = frozenset(method.upper() for method in read_only_methods)
         self._rules = Rules(rules, app) if rules else None
         self._settings = Settings(database, writing, reading, methods, self._check_wiring, self._rules)
-        ours = Exchange if self._rules is None else RuledExchange
+        ours = OptionedExchange if rules or has_deadlines else Exchange
         self._exchange = ours if retry is None else partial(retry.exchange, self)
         self._checked_wiring = False
 

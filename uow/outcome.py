@@ -36,16 +36,18 @@ _TIMELINE = "substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)"
 # A recovery after a crash throws the statistics away, also one in which the postmaster lived on; a clean stop
 # keeps them (https://www.postgresql.org/docs/current/monitoring-stats.html).
 _SINCE = "extract(epoch FROM pg_stat_get_bgwriter_stat_reset_time())::text"
-_WHO_AM_I = f"SELECT pg_current_xact_id_if_assigned()::text, {_TIMELINE}, {_SINCE}"
+# Of two clusters that both began on their own, each is on its first timeline.
+_CLUSTER = "(SELECT system_identifier::text FROM pg_control_system())"
+_WHO_AM_I = f"SELECT pg_current_xact_id_if_assigned()::text, {_TIMELINE}, {_SINCE}, {_CLUSTER}"
 _NUMBER = "CAST(CAST(:number AS text) AS xid8)"
 # After a crash the id is the transaction's own, or was given again because nothing of the transaction is
 # left. Only a second owner can be in progress, or has an id that nobody has had yet; and only `committed`
 # can be either's.
 _WHAT_BECAME = text(
-    f"SELECT CASE WHEN pg_is_in_recovery() OR {_TIMELINE} <> :timeline THEN NULL "
+    f"SELECT CASE WHEN pg_is_in_recovery() OR {_TIMELINE} <> :timeline OR {_CLUSTER} <> :cluster THEN NULL "
     f"WHEN {_SINCE} = :since THEN pg_xact_status({_NUMBER}) "
     f"WHEN {_NUMBER} >= pg_snapshot_xmax(pg_current_snapshot()) THEN 'aborted' "
-    f"WHEN pg_xact_status({_NUMBER}) IN ('aborted', 'in progress') THEN 'aborted' END"
+    f"WHEN pg_xact_status({_NUMBER}) <> 'committed' THEN pg_xact_status({_NUMBER}) END"
 )
 
 
@@ -56,6 +58,7 @@ class TransactionId:
     number: str
     timeline: str
     since: str
+    cluster: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +75,18 @@ class TrueOutcome:
             raise ValueError(f"seconds={self.seconds!r} is no number of seconds above 0")
 
     def identify(self, connection: Connection) -> TransactionId | None:
-        """The id of the transaction that is about to be committed; None if it has written nothing."""
-        number, timeline, since = connection.exec_driver_sql(_WHO_AM_I).one()
-        return None if number is None else TransactionId(number, timeline, since)
+        """The id of the transaction that is about to be committed; None if it has none.
+
+        Then it has written nothing here, and may yet have done so elsewhere: COMMIT is what gives an id to
+        one that only notifies, and what a foreign table is told has none.
+        """
+        number, timeline, since, cluster = connection.exec_driver_sql(_WHO_AM_I).one()
+        return None if number is None else TransactionId(number, timeline, since, cluster)
 
     async def ask(self, engine: AsyncEngine, transaction: TransactionId | None) -> bool | None:
         """Whether the transaction was committed; None if that cannot be learnt in time."""
         if transaction is None:
-            return False  # what has written nothing has left nothing
+            return None
         # A driver that waits for a dead network does not always heed a time-out: it is left behind.
         asking = asyncio.ensure_future(self._ask(engine, transaction))
         asking.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -92,14 +99,11 @@ class TrueOutcome:
     def ask_sync(self, engine: Engine, transaction: TransactionId | None) -> bool | None:
         """The same in a thread."""
         if transaction is None:
-            return False
+            return None
         answer: Future[str | None] = Future()
 
         def ask() -> None:
-            try:
-                answer.set_result(self._ask_sync(engine, transaction))
-            except BaseException as error:
-                answer.set_exception(error)
+            answer.set_result(self._ask_sync(engine, transaction))
 
         Thread(target=ask, name="uow-outcome", daemon=True).start()
         with suppress(TimeoutError):

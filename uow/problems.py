@@ -92,6 +92,7 @@ MISUSES: Mapping[type[errors.UnitOfWorkError], Problem] = {
     errors.UnitOfWorkDoomed: Problem("unit-doomed", "The unit of work could not be committed", 500),
     errors.MixedSessions: Problem("mixed-sessions", "One unit, two sessions", 500),
     errors.ConcurrentUse: Problem("concurrent-use", "Two tasks inside one session", 500),
+    errors.DeadlineExceeded: PROBLEMS[Condition.TIME_UP],
     errors.ReadOnlyUnitOfWork: Problem("read-only-unit", "A read-only unit was asked to write", 500),
     errors.SendRefused: Problem("send-refused", "A WebSocket is told what is committed", 500),
     errors.SettleRefused: Problem("settle-refused", "Handlers do not settle their unit", 500),

@@ -20,7 +20,7 @@ from sqlalchemy.orm.exc import StaleDataError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ._context import current_place
-from ._exchange import Exchange, RuledExchange, Settings
+from ._exchange import Exchange, OptionedExchange, Settings
 from ._unit import UnitOfWork
 from .problems import Condition
 
@@ -28,18 +28,25 @@ __all__ = ["Retry"]
 
 logger = logging.getLogger("uow")
 
-_LOST_AGAINST_OTHERS = frozenset(
-    {Condition.SERIALIZATION, Condition.LOCK_TIMEOUT, Condition.STALE, Condition.READ_ONLY}
+# A connection that was lost is counted: the request itself may be what costs the server its processes.
+_MOST_PARTS = 4096  # of a body that is kept: each costs memory besides its own bytes
+_COUNTED = frozenset(
+    {
+        Condition.SERIALIZATION,
+        Condition.LOCK_TIMEOUT,
+        Condition.STALE,
+        Condition.READ_ONLY,
+        Condition.CONNECTION_LOST,
+    }
 )
-_DATABASE_AWAY = frozenset({Condition.CONNECTION_LOST, Condition.UNAVAILABLE})
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
     """How requests are run again whose units are known to be aborted, through no fault of theirs.
 
-    After a deadlock, a serialization failure or a lock time-out a request has `attempts` in all. After the
-    loss of a connection before COMMIT was sent, or where none can be made, it is tried for `seconds`. The
+    After a deadlock, a serialization failure, a lock time-out, or the loss of a connection before COMMIT was
+    sent, a request has `attempts` in all. Where no connection can be made, it is tried for `seconds`. The
     pauses between are random, up to `first_pause` at first, twice as long each time and at most
     `longest_pause` seconds. A request whose body is longer than `body_limit` bytes is not run again.
 
@@ -63,10 +70,8 @@ class Retry:
         self, middleware: ASGIApp, settings: Settings, scope: Scope, receive: Receive, send: Send
     ) -> Exchange:
         """The exchange of a request that may be run again, by this middleware."""
-        attempts = (
-            receive if isinstance(receive, _Attempts) else _Attempts(self, middleware, scope, receive, send)
-        )
-        return _Attempt(attempts, settings, scope)
+        before = receive.attempts if isinstance(receive, _Reader) else None
+        return _Attempt(before or _Attempts(self, middleware, scope, receive, send), settings, scope)
 
     def app(self, app: ASGIApp) -> ASGIApp:
         """The app, entered by the later attempts of a request one at a time."""
@@ -78,46 +83,48 @@ class Retry:
 
 
 class _Attempts:
-    """The attempts of one request; called, it is their `receive`, which knows what the earlier ones read."""
+    """The attempts of one request, and what they have read of its body."""
 
     def __init__(self, retry: Retry, middleware: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         self.retry = retry
         self.number = 1
-        self.fights_lost = 0
+        self.lost = 0
         self.send = send
         self.body_is_kept = True
         self.dropped = False
         self.until = monotonic() + retry.seconds
+        self.began = asyncio.get_running_loop().time()
         self._middleware = middleware
         self._scope = scope
         self._receive = receive
         self._saved = _Saved(scope)
         self._read: list[Message] = []
         self._length = 0
-        self._next = 0
+        self._reading = asyncio.Lock()
 
-    async def __call__(self) -> Message:
-        if self._next < len(self._read):
-            self._next += 1
-            return self._read[self._next - 1]
-        message = await self._receive()
-        if message["type"] == "http.request" and self.body_is_kept:
-            self._length += len(message.get("body", b""))
-            self._read.append(message)
-            self._next += 1
-            if self._length > self.retry.body_limit:
-                self.body_is_kept = False
-                self._read.clear()
-                self._next = 0
-        return message
+    async def read(self, place: int) -> Message:
+        """What comes at this place of the body; one at a time, because attempts may overlap in asking."""
+        if place < len(self._read):
+            return self._read[place]
+        async with self._reading:
+            if place < len(self._read):
+                return self._read[place]
+            message = await self._receive()
+            if message["type"] == "http.request" and self.body_is_kept:
+                self._length += len(message.get("body", b""))
+                self._read.append(message)
+                if self._length > self.retry.body_limit or len(self._read) > _MOST_PARTS:
+                    self.body_is_kept = False
+                    self._read.clear()
+            return message
 
     def may_go_on(self, condition: Condition | None) -> bool:
         """Whether there is another attempt after a failure of this kind."""
         if not self.body_is_kept:
             return False
-        if condition in _DATABASE_AWAY:
+        if condition is Condition.UNAVAILABLE:
             return monotonic() < self.until
-        return condition in _LOST_AGAINST_OTHERS and self.fights_lost + 1 < self.retry.attempts
+        return condition in _COUNTED and self.lost + 1 < self.retry.attempts
 
     async def again(self) -> None:
         """Run the app again, from what the middleware had received, until an attempt is not dropped."""
@@ -125,9 +132,24 @@ class _Attempts:
             await asyncio.sleep(self.retry.pause(self.number))
             self.dropped = False
             self.number += 1
-            self._next = 0
             self._saved.restore(self._scope)
-            await self._middleware(self._scope, self, self.send)
+            await self._middleware(self._scope, _Reader(self), self.send)
+
+
+class _Reader:
+    """The `receive` of one attempt, from the beginning of the body."""
+
+    def __init__(self, attempts: _Attempts) -> None:
+        self.attempts = attempts
+        self.is_over = False
+        self._place = 0
+
+    async def __call__(self) -> Message:
+        if self.is_over:  # a task of a dropped attempt must not take what the next one is to read
+            return {"type": "http.disconnect"}
+        message = await self.attempts.read(self._place)
+        self._place += 1
+        return message
 
 
 class _Saved:
@@ -154,14 +176,18 @@ class _Saved:
                 vars(inner).update(marks)
 
 
-class _Attempt(RuledExchange):
+class _Attempt(OptionedExchange):
     """One attempt, dropped before anything of it was sent, or the one that answers."""
 
-    __slots__ = ("_attempts",)
+    __slots__ = ("_attempts", "_reader")
 
     def __init__(self, attempts: _Attempts, settings: Settings, scope: Scope) -> None:
-        super().__init__(settings, scope, attempts, attempts.send)
+        self._reader = _Reader(attempts)
+        super().__init__(settings, scope, self._reader, attempts.send)
         self._attempts = attempts
+
+    def began(self) -> float:
+        return self._attempts.began  # one deadline for all attempts
 
     @property
     def number(self) -> int:
@@ -169,9 +195,9 @@ class _Attempt(RuledExchange):
         return self._attempts.number
 
     @property
-    def fights_lost(self) -> int:
-        """How many of the attempts before it have lost against other requests."""
-        return self._attempts.fights_lost
+    def lost(self) -> int:
+        """How many of the attempts before it were undone; those that got no connection are not counted."""
+        return self._attempts.lost
 
     def _make_unit(self) -> UnitOfWork:
         unit = super()._make_unit()
@@ -180,8 +206,10 @@ class _Attempt(RuledExchange):
 
     def may_replay(self, failure: BaseException) -> bool:
         unit = self.unit
-        if self.started or unit is None or unit.outcome not in (None, "rolled_back"):
-            return False  # what was kept, or may have been, is never done again
+        if self.started or unit is None:
+            return False
+        if unit.outcome != "rolled_back" and not (unit.outcome is None and unit.is_open):
+            return False  # what was kept, or may be, is never done again
         return unit.options.retry and unit.may_retry and self._attempts.may_go_on(self._condition(failure))
 
     def _condition(self, failure: BaseException) -> Condition | None:
@@ -207,9 +235,10 @@ class _Attempt(RuledExchange):
             return
         number = self.number
         logger.info("%s: attempt %d was rolled back (%r), and is made again", self.name, number, refused)
-        if self._condition(refused) in _LOST_AGAINST_OTHERS:
-            self._attempts.fights_lost += 1  # what an outage costs is not counted
+        if self._condition(refused) in _COUNTED:
+            self._attempts.lost += 1
         self.over = True
+        self._reader.is_over = True
         self.let_go()
         self.unit = None  # it is not around the next one
         self._attempts.dropped = True
@@ -229,22 +258,23 @@ class _InTurn:
     def __init__(self, app: ASGIApp, retry: Retry) -> None:
         self.app = app  # by this name the wiring is looked at
         self._retry = retry
-        self._lane: _Lane | None = None  # of the running event loop, while there is somebody in it
+        self._lanes: dict[asyncio.AbstractEventLoop, _Lane] = {}  # those with somebody in them
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         place = current_place() if scope["type"] == "http" else None  # there is none around a lifespan
         if not isinstance(place, _Attempt) or not place.meets_others():
             await self.app(scope, receive, send)
             return
-        lane = self._lane = self._lane or _Lane()
+        loop = asyncio.get_running_loop()
+        lane = self._lanes.setdefault(loop, _Lane())
         lane.users += 1
         try:
-            async with lane.turn(place.fights_lost + 1, self._retry):
+            async with lane.turn(place.lost + 1, self._retry):
                 await self.app(scope, receive, send)
         finally:
             lane.users -= 1
             if not lane.users:
-                self._lane = None
+                del self._lanes[loop]
 
 
 class _Lane:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import pytest
@@ -28,7 +29,10 @@ ITEM = {"name": "bolt", "price": 10, "stock": 5}
 
 @pytest.fixture
 async def app(backend: Backend) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
-    sections = {"database": {"url": backend.database_url, "migrate_on_start": "always"}}
+    sections: dict[str, Any] = {
+        "database": {"url": backend.database_url, "migrate_on_start": "always"},
+        "unit_of_work": {"retry_attempts": 1},  # what is refused is to be seen
+    }
     async with in_process(**sections) as app:
         yield app
 

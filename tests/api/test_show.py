@@ -138,6 +138,7 @@ def test_routes_knows_what_a_decorator_has_set_also_where_it_is_the_default() ->
             Option("snapshot", value=False, origin="default"),
             Option("stream_timeout", value=None, origin="default"),
             Option("retry", value=True, origin="default"),
+            Option("deadline", value=None, origin="default"),
         ),
     )
 

@@ -20,6 +20,7 @@ from sqlalchemy import URL, Connection, Engine, event
 from starlette.types import Message, Receive, Scope, Send
 
 from uow import Database, UnitOfWork, UnitOfWorkMiddleware, _transaction, _turns, _unit, current_unit
+from uow._callbacks import run_callbacks, run_callbacks_sync
 from uow._options import UnitOptions
 from uow._sessions import UnitSession
 from uow._transaction import UnitTransaction
@@ -267,8 +268,16 @@ def savepoints_forgive(put: Put) -> None:
 @bug
 def callbacks_after_a_rollback(put: Put) -> None:
     """What `on_commit` took runs whatever became of the unit."""
-    the(UnitOfWork, "_callbacks")
-    put(UnitOfWork, "_next_callback", lambda unit: unit._callbacks.pop(0) if unit._callbacks else None)
+    the(UnitOfWork, "run_callbacks")
+
+    async def run_all(unit: UnitOfWork) -> None:
+        await run_callbacks(unit.name, unit._callbacks, unit.database.limiter)
+
+    def run_all_sync(unit: UnitOfWork) -> None:
+        run_callbacks_sync(unit.name, unit._callbacks)
+
+    put(UnitOfWork, "run_callbacks", run_all)
+    put(UnitOfWork, "run_callbacks_sync", run_all_sync)
 
 
 @bug

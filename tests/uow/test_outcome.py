@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import Connection, make_url
+from sqlalchemy import Connection, event, make_url
 from sqlalchemy.orm import Session
 
 from tests.faults.proxy import At, PostgresProxy
@@ -17,7 +17,7 @@ from tests.support.asgi import run_asgi
 from tests.support.backends import Backend, Mode
 from tests.support.wait import wait_until_async
 from tests.uow.conftest import Connect
-from tests.uow.units import app_of, count, endpoint, insert, make_tables, names, request, within
+from tests.uow.units import app_of, count, endpoint, insert, make_tables, names, request, run, within
 from uow import UnitOfWork, current_unit, errors, on_commit
 from uow.outcome import TransactionId, TrueOutcome
 from uow.retry import Retry
@@ -180,17 +180,42 @@ async def test_L8_a_commit_that_is_not_answered_in_time_is_asked_about(
     assert names(backend) == ["first", "second"]
 
 
-async def test_L8_what_has_written_nothing_has_left_nothing(
-    backend: Backend, mode: Mode, connect: Connect, proxy: PostgresProxy
+@pytest.mark.parametrize("sql", ["SELECT 1", "SELECT pg_notify('news', 'once')"])
+async def test_L8_of_a_transaction_without_a_number_nothing_is_said(
+    backend: Backend, mode: Mode, connect: Connect, proxy: PostgresProxy, sql: str
 ) -> None:
+    """It may have told somebody something, or have written through a foreign table."""
     make_tables(backend)
     database = connect(proxy.url_of(backend.database_url), outcome=TrueOutcome())
     await within(database, mode, insert("first"))
     proxy.cut("commit_sent")
 
-    recorder = await request(database, mode, count)
+    app = app_of(endpoint(mode, run(sql)), database, retry=Retry(first_pause=0))
+    recorder = await run_asgi(app, "POST", "/work")
 
-    assert (recorder.status, recorder.json()["outcome"]) == (503, "rolled_back")
+    assert (recorder.status, recorder.json()["type"]) == (500, "/problems/commit-outcome-unknown")
+
+
+async def test_L8_what_a_listener_writes_just_before_commit_is_known(
+    backend: Backend, mode: Mode, connect: Connect, proxy: PostgresProxy
+) -> None:
+    """An outbox, say, which is the only writer of a unit."""
+    make_tables(backend)
+    database = connect(proxy.url_of(backend.database_url), outcome=TrueOutcome())
+    await within(database, mode, insert("first"))
+    attempts: list[int] = []
+
+    def work(session: Session) -> None:
+        attempts.append(1)
+        event.listen(session, "before_commit", insert(f"attempt-{len(attempts)}"))
+        count(session)
+
+    proxy.cut("commit_sent")
+    app = app_of(endpoint(mode, work), database, retry=Retry(first_pause=0))
+    recorder = await run_asgi(app, "POST", "/work")
+
+    assert (recorder.status, attempts) == (201, [1])
+    assert names(backend) == ["first", "attempt-1"]
 
 
 @pytest.mark.parametrize(("at", "outcome"), [("before_commit", "rolled_back"), ("commit_sent", "committed")])

@@ -37,7 +37,6 @@ from tests.uow.units import (
     within,
 )
 from uow import Database, current_unit
-from uow import retry as retry_module
 from uow.retry import Retry
 
 pytestmark = pytest.mark.backends("pg18")
@@ -220,24 +219,32 @@ async def test_L7_a_connection_that_was_lost_under_way_costs_no_answer(
     backend.wait_until_at_rest()
 
 
-async def test_L7_while_the_database_is_away_time_decides_and_not_the_number_of_attempts(
-    backend: Backend, mode: Mode, database: Database, monkeypatch: pytest.MonkeyPatch
+async def test_L7_a_request_that_costs_its_connection_each_time_is_not_run_for_ever(
+    backend: Backend, mode: Mode, database: Database
 ) -> None:
-    now = 0.0
-    monkeypatch.setattr(retry_module, "monotonic", lambda: now)
-
-    def fails(session: Session) -> None:
-        nonlocal now
-        now += 4.0
-        terminated(backend)(session)
-
-    flaky = Flaky(fails, failures=9)
-    answer = await request(database, mode, flaky, retry=Retry(attempts=2, first_pause=0.0, seconds=10.0))
+    """It may be what ends the server's processes, and each time takes those of all others along."""
+    flaky = Flaky(terminated(backend), failures=9)
+    answer = await request(database, mode, flaky, retry=Retry(attempts=3, first_pause=0.0))
 
     assert flaky.attempts == [1, 2, 3]
     assert (answer.status, answer.json()["type"]) == (503, "/problems/connection-lost")
     assert int(answer.headers["retry-after"]) > 0
     assert names(backend) == []
+
+
+async def test_L6_no_retry_in_a_block_is_meant_for_the_request_around_it(
+    backend: Backend, mode: Mode, database: Database
+) -> None:
+    charged: list[str] = []
+
+    def work(session: Session) -> None:
+        with database.new_unit():
+            current_unit().no_retry()
+        charged.append("once")
+        terminated(backend)(session)
+
+    assert (await request(database, mode, work, retry=Retry(first_pause=0.0))).status == 503
+    assert charged == ["once"]
 
 
 async def test_L7_no_connection_to_be_had_is_tried_for_a_while(

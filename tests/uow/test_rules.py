@@ -347,3 +347,16 @@ def test_a_rule_for_a_websocket_matches_no_route(one: Database) -> None:
             each, database=one, rules=[{"match": "* /socket", "snapshot": True}]
         )
         assert "matches no route" in str(middleware._wrong_rule())
+
+
+async def test_a_route_that_is_added_after_the_first_unit_has_no_rules(one: Database) -> None:
+    """The routes are looked at once."""
+    app = ruled(starlette(), one, [{"match": "* *", "isolation": "serializable"}])
+    assert await isolation(app, "GET /orders/") == SERIALIZABLE
+
+    async def late(request: Request) -> Response:
+        return await plain(request)
+
+    app.router.routes.append(Route("/late", late))
+
+    assert await isolation(app, "GET /late") is None

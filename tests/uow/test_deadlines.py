@@ -1,0 +1,245 @@
+"""Deadlines: what has not begun to answer in time is rolled back, and answered with 503."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from sqlalchemy import make_url, text
+from sqlalchemy.orm import Session
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from tests.faults.proxy import PostgresProxy
+from tests.support.asgi import Recorder, run_asgi
+from tests.support.backends import Backend, Mode
+from tests.support.wait import wait_until_async
+from tests.uow.conftest import Connect
+from tests.uow.units import (
+    app_of,
+    count,
+    elsewhere,
+    endpoint,
+    insert,
+    make_tables,
+    names,
+    request,
+    run,
+    within,
+)
+from uow import Database, UnitOfWorkMiddleware, _deadlines, current_session, current_unit, unit_options
+from uow.errors import UnitOfWorkClosed
+from uow.retry import Retry
+
+pytestmark = pytest.mark.backends("sqlite", "pg18")
+
+
+def _copy(function: Any) -> Any:
+    """Another function that does the same, to be decorated."""
+
+    async def handle(request: Request) -> Response:
+        answer: Response = await function(request)
+        return answer
+
+    return handle
+
+
+SOON = 0.2
+LATE = 60.0
+
+
+async def never(_: Request) -> Response:
+    """Writes, and does not come back."""
+    await current_session().run_sync(insert("lost"))
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+def is_late(answer: Recorder) -> bool:
+    assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+    assert (answer.json()["type"], answer.json()["outcome"]) == ("/problems/time-is-up", "rolled_back")
+    return "its deadline" in answer.json()["detail"]
+
+
+async def test_a_handler_that_does_not_come_back_is_left(backend: Backend, database: Database) -> None:
+    assert is_late(await run_asgi(app_of(never, database, deadline=SOON), "POST", "/work"))
+
+    assert names(backend) == []
+    backend.wait_until_at_rest()
+    assert (await request(database, "async", insert("next"))).status == 201
+
+
+@pytest.mark.backends("pg18")
+async def test_so_is_one_that_waits_for_a_lock(backend: Backend, database: Database) -> None:
+    await within(database, "async", insert("row"))
+    async with database.new_unit(name="holds") as holds:
+        await holds.session.run_sync(run("UPDATE items SET stock = 1"))
+        late = endpoint("async", run("UPDATE items SET stock = 2"))
+        answer = await elsewhere(run_asgi(app_of(late, database, deadline=SOON), "POST", "/work"))
+
+    assert is_late(answer)
+    assert backend.query("SELECT stock FROM items") == [(1,)]
+    backend.wait_until_at_rest()
+
+
+async def test_so_is_one_that_waits_for_a_connection(backend: Backend, connect: Connect) -> None:
+    make_tables(backend)
+    database = connect(backend, pool_size=1, max_overflow=0, pool_timeout=LATE)
+    async with database.new_unit(name="holds") as holds:
+        await holds.session.run_sync(insert("held"))
+        late = app_of(endpoint("async", insert("late")), database, deadline=SOON)
+        assert is_late(await elsewhere(run_asgi(late, "POST", "/work")))
+
+    assert names(backend) == ["held"]
+
+
+@pytest.mark.backends("pg18")
+async def test_and_one_whose_link_is_stalled(backend: Backend, connect: Connect) -> None:
+    """The ROLLBACK is not waited for either: the connection is thrown away."""
+    make_tables(backend)
+    with PostgresProxy(make_url(backend.database_url).port or 5432) as proxy:
+        database = connect(
+            proxy.url_of(backend.database_url), settle_timeout=LATE, pool_size=1, max_overflow=0
+        )
+        await within(database, "async", insert("first"))
+
+        async def stalls(_: Request) -> Response:
+            await current_session().run_sync(insert("lost"))
+            proxy.stall()
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        assert is_late(await run_asgi(app_of(stalls, database, deadline=SOON), "POST", "/work"))
+        proxy.heal()
+        assert (await request(database, "async", insert("next"))).status == 201
+
+    assert names(backend) == ["first", "next"]
+
+
+async def test_a_thread_is_left_behind_and_can_do_no_more(backend: Backend, database: Database) -> None:
+    """Nobody can stop it; the answer does not wait for it, and what it does afterwards is refused."""
+    goes_on, ended = threading.Event(), threading.Event()
+    heard: list[Exception] = []
+
+    def slow(session: Session) -> None:
+        insert("lost")(session)
+        goes_on.wait(LATE)
+        try:
+            insert("later")(session)
+        except UnitOfWorkClosed as error:
+            heard.append(error)
+        ended.set()
+
+    assert is_late(await run_asgi(app_of(endpoint("sync", slow), database, deadline=SOON), "POST", "/work"))
+    goes_on.set()
+    await wait_until_async(ended.is_set, "the thread has ended")
+
+    assert len(heard) == 1
+    assert names(backend) == []
+    backend.wait_until_at_rest()
+
+
+@pytest.mark.backends("pg18")
+async def test_a_thread_inside_of_a_statement_costs_its_connection(
+    backend: Backend, database: Database
+) -> None:
+    def slow(session: Session) -> None:
+        insert("lost")(session)
+        session.execute(text("SELECT pg_sleep(2)"))
+
+    assert is_late(await run_asgi(app_of(endpoint("sync", slow), database, deadline=SOON), "POST", "/work"))
+
+    await asyncio.to_thread(backend.wait_until_at_rest)  # the loop has to see the thread leave
+    assert names(backend) == []
+    assert (await request(database, "sync", insert("next"))).status == 201
+
+
+async def test_a_rule_has_the_last_word_over_the_decorator_and_the_default(database: Database) -> None:
+    async def told(_: Request) -> Response:
+        await current_session().execute(text("SELECT 1"))
+        return JSONResponse(current_unit().options.deadline)
+
+    routes = [
+        Route("/default", told),
+        Route("/decorated", unit_options(deadline=40)(_copy(told))),
+        Route("/ruled", unit_options(deadline=40)(_copy(told))),
+    ]
+    app = Starlette(routes=routes)
+    rules = [{"match": "GET /ruled", "deadline": 50}]
+    app.add_middleware(UnitOfWorkMiddleware, database=database, deadline=30, rules=rules)
+
+    found = [(await run_asgi(app, "GET", path)).json() for path in ("/default", "/decorated", "/ruled")]
+
+    assert found == [30, 40, 50]
+
+
+async def test_who_asks_for_no_unit_has_all_the_time_and_an_answer_that_has_begun_as_well(
+    backend: Backend, database: Database
+) -> None:
+    async def slow(_: Request) -> Response:
+        await asyncio.sleep(2 * SOON)
+        return Response(status_code=204)
+
+    async def rows() -> AsyncIterator[str]:
+        yield "a"
+        await asyncio.sleep(2 * SOON)
+        yield str(await current_session().scalar(text("SELECT 1")))
+
+    async def streamed(_: Request) -> Response:
+        await current_session().execute(text("SELECT 1"))
+        return StreamingResponse(rows())
+
+    assert (await run_asgi(app_of(slow, database, deadline=SOON), "GET", "/work")).status == 204
+    assert (await run_asgi(app_of(streamed, database, deadline=SOON), "GET", "/work")).body == b"a1"
+    backend.wait_until_at_rest()
+
+
+async def test_a_time_out_of_the_apps_own_is_no_deadline(mode: Mode, database: Database) -> None:
+    def work(session: Session) -> None:
+        insert("lost")(session)
+        raise TimeoutError("of the app")
+
+    answer = await run_asgi(app_of(endpoint(mode, work), database, deadline=LATE), "POST", "/work")
+
+    assert (answer.status, str(answer.error)) == (500, "of the app")
+
+
+@pytest.mark.backends("pg18")
+async def test_L6_all_attempts_share_one_deadline(backend: Backend, mode: Mode, database: Database) -> None:
+    tries: list[int] = []
+
+    def loses(session: Session) -> None:
+        tries.append(1)
+        run("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '40001'; END $$")(session)
+
+    retry = Retry(attempts=1_000_000, first_pause=0.01, longest_pause=0.01)
+    app = app_of(endpoint(mode, loses), database, deadline=SOON, retry=retry)
+
+    assert (await run_asgi(app, "POST", "/work")).status == 503
+    assert len(tries) > 1
+    assert await within(database, mode, count, read_only=True) == 0
+
+
+async def test_a_middleware_that_was_made_too_early_says_so(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_deadlines, "_used", [])
+    app = Starlette()
+    around = UnitOfWorkMiddleware(app, database=database)
+    app.router.routes.append(Route("/work", unit_options(deadline=1)(_copy(never)), methods=["POST"]))
+
+    answer = await run_asgi(around, "POST", "/work")
+
+    assert "declare the routes first" in str(answer.error)
+
+
+async def test_what_is_no_time_is_refused(database: Database) -> None:
+    with pytest.raises(ValueError, match="deadline=0 is no number of seconds above 0"):
+        unit_options(deadline=0)
+    with pytest.raises(ValueError, match="deadline=-1 is no number"):
+        UnitOfWorkMiddleware(Starlette(), database=database, deadline=-1)

@@ -153,8 +153,7 @@ class Exchange(Place):
 
     def let_go(self) -> None:
         """The request is over: what knows each other would be kept until a garbage collection."""
-        if self._answer is not None:
-            self._answer.silence()
+        self.answer.silence()
         self._answer = None
         self.server_send = drop  # for a task that has kept `send`
 

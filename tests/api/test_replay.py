@@ -90,7 +90,7 @@ async def test_L7_the_time_for_which_a_database_is_waited_for_is_a_setting(postg
     sections = {"database": {"url": postgres.database_url}, "unit_of_work": {"retry_seconds": "0s"}}
     with capture_logs() as lines:
         async with in_process(**sections) as (_, client):
-            postgres.execute(FAILING.format(times=1).replace("40001", "57P01"))
+            postgres.execute(FAILING.format(times=1).replace("40001", "57P03"))
             answer = await client.post("/items/", json=ITEM)
     assert answer.status_code == 503
     assert [line.get("attempts") for line in lines if line["event"] == "request"] == [None]

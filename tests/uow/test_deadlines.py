@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from tests.faults.proxy import PostgresProxy
-from tests.support.asgi import Recorder, run_asgi
+from tests.support.asgi import Recorder, lifespan, run_asgi
 from tests.support.backends import Backend, Mode
 from tests.support.wait import wait_until_async
 from tests.uow.conftest import Connect
@@ -58,6 +58,12 @@ async def never(_: Request) -> Response:
     await current_session().run_sync(insert("lost"))
     await asyncio.Event().wait()
     raise AssertionError
+
+
+@pytest.fixture(autouse=True)
+def nobody_else_has_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor do the tests that come after these in the same process."""
+    monkeypatch.setattr(_deadlines, "_used", [])
 
 
 def is_late(answer: Recorder) -> bool:
@@ -173,7 +179,8 @@ async def test_a_rule_has_the_last_word_over_the_decorator_and_the_default(datab
     rules = [{"match": "GET /ruled", "deadline": 50}]
     app.add_middleware(UnitOfWorkMiddleware, database=database, deadline=30, rules=rules)
 
-    found = [(await run_asgi(app, "GET", path)).json() for path in ("/default", "/decorated", "/ruled")]
+    async with lifespan(app):
+        found = [(await run_asgi(app, "GET", path)).json() for path in ("/default", "/decorated", "/ruled")]
 
     assert found == [30, 40, 50]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -11,12 +12,12 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tests.support.asgi import AsgiCall, run_asgi
 from tests.support.backends import Backend
-from tests.uow.retries import HOWS, QUICK, Flaky, How, reacting, work_of
-from tests.uow.units import app_of, endpoint
+from tests.uow.retries import HOWS, QUICK, Flaky, How, reacting, serialization_failure, work_of
+from tests.uow.units import app_of, endpoint, insert, names
 from uow import Database, UnitOfWorkMiddleware, current_session, current_unit
 from uow.retry import Retry
 
@@ -243,3 +244,40 @@ async def test_L6_a_long_body_that_nobody_read_costs_no_replay(database: Databas
     flaky = Flaky()
     app = app_of(endpoint("async", flaky), database, retry=Retry(first_pause=0.0, body_limit=3))
     assert (await run_asgi(app, "POST", "/work", body=CHUNKS)).json() == 2
+
+
+async def test_L6_a_task_of_a_dropped_attempt_takes_nothing_of_the_body(
+    backend: Backend, database: Database
+) -> None:
+    """It watches for the client to leave, say, and was not ended with its attempt."""
+    come, heard, left = asyncio.Event(), list[Message](), list[asyncio.Task[None]]()
+
+    async def watch(receive: Receive) -> None:
+        while not heard or heard[-1]["type"] != "http.disconnect":
+            heard.append(await receive())
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if not left:
+            left.append(asyncio.ensure_future(watch(receive)))
+            await asyncio.sleep(0)  # it asks for the body
+            await current_session().run_sync(serialization_failure)
+        await current_session().run_sync(insert("kept"))
+        come.set()
+        body = b"".join([(await receive())["body"] for _ in range(2)])
+        await Response(body)(scope, receive, send)
+
+    middleware = UnitOfWorkMiddleware(app, database=database, retry=QUICK)
+    call = AsgiCall(middleware, "POST", "/work", body=[b"one,", b"two"])
+    at_once = call._receive
+
+    async def receive_slowly() -> Message:
+        await come.wait()
+        return await at_once()
+
+    call._receive = receive_slowly  # type: ignore[method-assign]  # a client that is slow to send
+    answer = await call.run()
+    await left[0]
+
+    assert (answer.status, answer.body) == (200, b"one,two")
+    assert [message["type"] for message in heard] == ["http.request", "http.disconnect"]
+    assert names(backend) == ["kept"]

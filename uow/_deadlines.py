@@ -18,12 +18,13 @@ class Clock:
     for its unit has all the time that it takes.
     """
 
-    __slots__ = ("_began", "_loop", "_timeout", "seconds")
+    __slots__ = ("_began", "_is_over", "_loop", "_timeout", "seconds")
 
     def __init__(self, timeout: asyncio.Timeout, began: float) -> None:
         self.seconds = 0.0
         self._timeout = timeout
         self._began = began
+        self._is_over = False
         self._loop = asyncio.get_running_loop()
 
     def set(self, seconds: float) -> None:
@@ -34,9 +35,10 @@ class Clock:
     def stop(self) -> None:
         """The answer is there: what it takes to settle the unit has a bound of its own."""
         self._set(None)
+        self._is_over = True  # the options may be asked for just now, to judge the answer
 
     def _set(self, when: float | None) -> None:
-        if not self._timeout.expired():
+        if not self._is_over and not self._timeout.expired():
             self._timeout.reschedule(when)
 
 
@@ -79,7 +81,10 @@ class Timing:
         try:
             async with timeout:
                 request.clock = Clock(timeout, request.began())
-                await self.app(scope, receive, send)
+                try:
+                    await self.app(scope, receive, send)
+                finally:
+                    request.clock.stop()
         except TimeoutError:
             if not timeout.expired() or request.clock is None:
                 raise  # the app's own

@@ -184,6 +184,11 @@ def _look_up(
     scope: Scope, default: UnitOptions, rules: Rules | None, root: str, clock: Clock | None
 ) -> UnitOptions:
     options = options_of(scope, default, rules, root)
+    if options.retry and not default.retry:
+        raise RuntimeError(
+            "retry=True is asked for by unit_options() or a rule, and the middleware knows no way: give it "
+            "retry=Retry(), of uow.retry"
+        )
     if options.deadline is not None:
         if clock is None:
             raise RuntimeError(

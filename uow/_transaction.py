@@ -111,7 +111,7 @@ class UnitTransaction(Watch):
     def _identify(self, connection: Connection) -> None:
         """Learn the name of the transaction, by which others can say later what became of it."""
         asking = self.unit.database.outcome
-        if asking is not None and self.adapter.over_a_link:
+        if asking is not None and self.adapter.over_a_link and not self.read_only:  # that may be a standby
             self.transaction = asking.identify(connection)
 
     def _raise_if_unknown(self, error: BaseException) -> None:

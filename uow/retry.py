@@ -28,8 +28,8 @@ __all__ = ["Retry"]
 
 logger = logging.getLogger("uow")
 
-# A connection that was lost is counted: the request itself may be what costs the server its processes.
 _MOST_PARTS = 4096  # of a body that is kept: each costs memory besides its own bytes
+# A connection that was lost is counted: the request itself may be what costs the server its processes.
 _COUNTED = frozenset(
     {
         Condition.SERIALIZATION,

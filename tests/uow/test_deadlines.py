@@ -189,12 +189,12 @@ async def test_who_asks_for_no_unit_has_all_the_time_and_an_answer_that_has_begu
     backend: Backend, database: Database
 ) -> None:
     async def slow(_: Request) -> Response:
-        await asyncio.sleep(2 * SOON)
+        await asyncio.sleep(2 * SOON)  # the deadline has to be over
         return Response(status_code=204)
 
     async def rows() -> AsyncIterator[str]:
         yield "a"
-        await asyncio.sleep(2 * SOON)
+        await asyncio.sleep(2 * SOON)  # the deadline has to be over
         yield str(await current_session().scalar(text("SELECT 1")))
 
     async def streamed(_: Request) -> Response:
@@ -204,6 +204,21 @@ async def test_who_asks_for_no_unit_has_all_the_time_and_an_answer_that_has_begu
     assert (await run_asgi(app_of(slow, database, deadline=SOON), "GET", "/work")).status == 204
     assert (await run_asgi(app_of(streamed, database, deadline=SOON), "GET", "/work")).body == b"a1"
     backend.wait_until_at_rest()
+
+
+async def test_a_stream_whose_options_are_first_needed_by_its_answer_has_no_deadline(
+    database: Database,
+) -> None:
+    async def rows() -> AsyncIterator[str]:
+        yield "a"
+        await asyncio.sleep(2 * SOON)  # the deadline has to be over
+        yield "b"
+
+    async def streamed(_: Request) -> Response:
+        current_unit()
+        return StreamingResponse(rows())
+
+    assert (await run_asgi(app_of(streamed, database, deadline=SOON), "POST", "/work")).body == b"ab"
 
 
 async def test_a_time_out_of_the_apps_own_is_no_deadline(mode: Mode, database: Database) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 from sqlalchemy import Connection, event, make_url
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 
 from tests.faults.proxy import At, PostgresProxy
@@ -18,7 +19,7 @@ from tests.support.backends import Backend, Mode
 from tests.support.wait import wait_until_async
 from tests.uow.conftest import Connect
 from tests.uow.units import app_of, count, endpoint, insert, make_tables, names, request, run, within
-from uow import UnitOfWork, current_unit, errors, on_commit
+from uow import Database, UnitOfWork, current_unit, errors, on_commit
 from uow.outcome import TransactionId, TrueOutcome
 from uow.retry import Retry
 
@@ -253,3 +254,19 @@ async def test_where_no_link_can_break_nothing_is_asked(
 
     assert (await request(database, mode, insert("kept"))).status == 201
     assert names(backend) == ["kept"]
+
+
+@pytest.mark.backends("pg18")
+async def test_a_reader_of_ones_own_is_not_asked(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be a standby, which has no transactions of its own to name."""
+    make_tables(backend)
+    engine = create_async_engine(backend.url("async"))
+    database = Database.from_engines(reader=engine, outcome=TrueOutcome())
+
+    def identify(self: TrueOutcome, connection: Connection) -> TransactionId | None:
+        raise AssertionError
+
+    monkeypatch.setattr(TrueOutcome, "identify", identify)
+
+    assert (await request(database, "async", count, method="GET")).status == 201
+    await engine.dispose()

@@ -201,3 +201,14 @@ async def test_L6_an_answer_that_has_begun_is_not_made_again(backend: Backend, d
 
     assert (answer.status, len(answer.starts), answer.complete, attempts) == (200, 1, False, [1])
     assert isinstance(answer.error, SQLAlchemyError)
+
+
+async def test_who_asks_for_it_where_the_middleware_has_no_way_is_told(
+    backend: Backend, mode: Mode, database: Database
+) -> None:
+    handle = unit_options(retry=True)(endpoint(mode, insert("never")))
+
+    answer = await run_asgi(app_of(handle, database), "POST", "/work")
+
+    assert (answer.status, names(backend)) == (500, [])
+    assert "give it retry=Retry()" in str(answer.error)

@@ -41,12 +41,13 @@ _CLUSTER = "(SELECT system_identifier::text FROM pg_control_system())"
 _WHO_AM_I = f"SELECT pg_current_xact_id_if_assigned()::text, {_TIMELINE}, {_SINCE}, {_CLUSTER}"
 _NUMBER = "CAST(CAST(:number AS text) AS xid8)"
 # After a crash the id is the transaction's own, or was given again because nothing of the transaction is
-# left. Only a second owner can be in progress, or has an id that nobody has had yet; and only `committed`
-# can be either's.
+# left. Only a second owner can be in progress, or has an id that nobody has had yet (its age counts from the
+# next one that will be given; a snapshot's xmax does not, it comes after the last that has ended); and only
+# `committed` can be either's.
 _WHAT_BECAME = text(
     f"SELECT CASE WHEN pg_is_in_recovery() OR {_TIMELINE} <> :timeline OR {_CLUSTER} <> :cluster THEN NULL "
     f"WHEN {_SINCE} = :since THEN pg_xact_status({_NUMBER}) "
-    f"WHEN {_NUMBER} >= pg_snapshot_xmax(pg_current_snapshot()) THEN 'aborted' "
+    f"WHEN age({_NUMBER}::xid) <= 0 THEN 'aborted' "
     f"WHEN pg_xact_status({_NUMBER}) <> 'committed' THEN pg_xact_status({_NUMBER}) END"
 )
 

@@ -19,6 +19,7 @@ from api.keys import hide_keys
 from api.request_id import request_id_of
 from api.settings import LoggingSettings
 from uow import UnitOfWork
+from uow.observe import Settlement, UnitObserver
 
 log = structlog.stdlib.get_logger("api.request")
 
@@ -84,6 +85,7 @@ class RequestRecord:
     outcome: str | None = None
     statements: int = 0
     database_seconds: float = 0.0
+    waited: float = 0.0
     client_gone: bool = False
     attempts: int = 1
     reasons: dict[int, str] = field(default_factory=dict)
@@ -96,6 +98,12 @@ class RequestRecord:
             return {}
         reasons = [reason for number, reason in self.reasons.items() if number < self.attempts]
         return {"attempts": self.attempts, "retried": ",".join(dict.fromkeys(reasons)) or None}
+
+    @property
+    def undone(self) -> dict[str, object]:
+        """Why nothing was kept; nothing of what was kept, and of an answer that says it itself."""
+        reason = self.reasons.get(self.attempts)
+        return {} if reason in (None, "answer") else {"reason": reason}
 
     @property
     def route(self) -> str | None:
@@ -121,10 +129,12 @@ class RequestRecord:
             status=self.status,
             # None where nothing was asked of the database.
             outcome=self.outcome,
+            pool_wait_ms=round(self.waited * 1000, 3),
             database_ms=round(self.database_seconds * 1000, 3),
             statements=self.statements,
             duration_ms=round(duration * 1000, 3),
             request_id=self.request_id,
+            **self.undone,
             **self.retried,
             **({"principal": self.principal} if self.principal else {}),
             **({"client_gone": True} if self.client_gone else {}),
@@ -168,30 +178,27 @@ class RequestLogMiddleware:
             _record.reset(token)
 
 
-class RequestObserver:
+class RequestObserver(UnitObserver):
     """A `uow.observe.UnitObserver` that counts for the log line what the units of a request do."""
 
     def watching(self) -> AbstractContextManager[None]:
         """To be entered while the service serves."""
         return nullcontext()
 
-    def connected(self, unit: UnitOfWork, waited: float) -> None:
-        """Nothing that the line says."""
-
     def statement(self, unit: UnitOfWork, seconds: float) -> None:
         if record := _record.get(None):
             record.statements += 1
             record.database_seconds += seconds
 
-    def settled(self, unit: UnitOfWork) -> None:
+    def settled(self, unit: UnitOfWork, how: Settlement) -> None:
         record = _record.get(None)
         if record and unit.is_request:
             # Once for each attempt: the line says how the last one ended.
             record.outcome = unit.outcome
-            record.attempts = unit.attempt
-            condition = unit.condition(unit.failure) if unit.failure else None
-            if condition is not None:
-                record.reasons[unit.attempt] = condition.name.lower()
+            record.attempts = how.attempt
+            record.waited = how.waited
+            if how.reason is not None:
+                record.reasons[how.attempt] = how.reason
 
     def client_gone(self, unit: UnitOfWork) -> None:
         if record := _record.get(None):

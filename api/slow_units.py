@@ -14,6 +14,7 @@ import structlog
 from api.logging import RequestObserver, RequestRecord, current_record
 from api.settings import LoggingSettings
 from uow import UnitOfWork
+from uow.observe import Settlement
 
 log = structlog.stdlib.get_logger("api.unit")
 
@@ -65,8 +66,8 @@ class SlowUnitObserver(RequestObserver):
             connected.statements += 1
             connected.database_seconds += seconds
 
-    def settled(self, unit: UnitOfWork) -> None:
-        super().settled(unit)
+    def settled(self, unit: UnitOfWork, how: Settlement) -> None:
+        super().settled(unit, how)
         now = perf_counter()
         connected = self._connected.pop(unit, None)
         record = current_record()

@@ -193,7 +193,7 @@ class Answer:
     def _tell_client_gone(self) -> None:
         if not self._gone:
             self._gone = True
-            self._exchange.database.tell_client_gone(self._unit)
+            self._exchange.database.telling.client_gone(self._unit)
 
     def _cut_off(self) -> None:
         """Nobody gets the rest of a stream: give its connection back, whatever the app is waiting for."""

@@ -32,6 +32,11 @@ class Clock:
         self.seconds = seconds
         self._loop.call_soon_threadsafe(self._set, self._began + seconds)
 
+    @property
+    def left(self) -> float | None:
+        """The seconds that are left; None if it has all the time."""
+        return self._began + self.seconds - self._loop.time() if self.seconds else None
+
     def stop(self) -> None:
         """The answer is there: what it takes to settle the unit has a bound of its own."""
         self._set(None)

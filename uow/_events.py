@@ -44,7 +44,7 @@ def listen(engine: Engine, adapter: Adapter, observer: UnitObserver | None) -> N
     event.listen(engine, "after_cursor_execute", _after_cursor_execute)
     event.listen(engine, "reset", partial(_reset, adapter))
     if adapter.over_a_link:
-        watch_over_idle(engine)
+        watch_over_idle(engine, adapter)
     if observer is not None:
         event.listen(engine, "before_cursor_execute", _before_cursor_execute)
 

@@ -172,6 +172,11 @@ class OptionedExchange(Exchange):
         """When the request came, in the time of the event loop."""
         return asyncio.get_running_loop().time()
 
+    def _make_unit(self) -> UnitOfWork:
+        unit = super()._make_unit()
+        unit.clock = self.clock
+        return unit
+
     def answering(self) -> None:
         if self.clock is not None:
             self.clock.stop()

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from ._asking import learn, learn_sync
 from ._callbacks import Callback, run_callbacks, run_callbacks_sync
 from ._context import unit_around
+from ._deadlines import Clock
 from ._greenlets import spawn
 from ._messages import closed, commit_unanswered, mixed_sessions, send_refused, would_deadlock
 from ._options import UnitOptions
@@ -47,8 +48,8 @@ class UnitOfWork:
 
     __slots__ = (
         "_async_session", "_callbacks", "_connected", "_done", "_failure", "_given_options", "_outer",
-        "_phase", "_resolve", "_rollback_only", "_sync_only", "_sync_session", "_work", "attempt", "database",
-        "hurries", "is_request", "may_retry", "name", "outcome",
+        "_phase", "_resolve", "_sync_only", "_sync_session", "_work", "attempt", "clock", "database",
+        "hurries", "is_request", "is_rollback_only", "may_retry", "name", "outcome",
     )  # fmt: skip
 
     database: Database
@@ -76,6 +77,7 @@ class UnitOfWork:
         self.is_request = is_request
         self.outcome = None
         self.attempt = 1
+        self.clock: Clock | None = None  # of a request that may have a deadline
         self.may_retry = True
         self.hurries = False  # its client has waited for longer than it was to
         self._resolve = options
@@ -85,7 +87,7 @@ class UnitOfWork:
         self._async_session: AsyncSession | None = None
         self._sync_session: UnitSession | None = None
         self._work: UnitTransaction | None = None
-        self._rollback_only = False
+        self.is_rollback_only = False
         self._callbacks: list[tuple[Callback, bool]] = []
         self._phase = Phase.OPEN
         self._failure: BaseException | None = None
@@ -143,7 +145,7 @@ class UnitOfWork:
     def set_rollback_only(self) -> None:
         """Roll back in the end, whatever the answer says: a dry run."""
         self._check_open()
-        self._rollback_only = True
+        self.is_rollback_only = True
 
     def no_retry(self) -> None:
         """Do not run this request again from here on: it has done what a rollback does not undo.
@@ -243,7 +245,7 @@ class UnitOfWork:
         work = self._start_settling(commit=commit)
         if work is None:
             return
-        commit = commit and not self._rollback_only
+        commit = commit and not self.is_rollback_only
         try:
             await self._settle_in_time(work, commit=commit)
         except OutcomeUnknown as unknown:
@@ -265,7 +267,7 @@ class UnitOfWork:
         work = self._start_settling(commit=commit)
         if work is None:
             return
-        commit = commit and not self._rollback_only
+        commit = commit and not self.is_rollback_only
         try:
             left = work.stop_entering()
             if left is not None and not wait((left,), self.database.settle_timeout).done:
@@ -326,10 +328,11 @@ class UnitOfWork:
             if self._phase is not Phase.OPEN:
                 return None
             self._phase = Phase.SETTLING
+        self.database.telling.settles(self)
         if self._work is None:
             self._phase = Phase.CLOSED
-            self.outcome = "committed" if commit and not self._rollback_only else "rolled_back"
-            self.database.tell_settled(self)
+            self.outcome = "committed" if commit and not self.is_rollback_only else "rolled_back"
+            self.database.telling.settled(self)
         return self._work
 
     def _close_at_once(self, work: UnitTransaction, *, commit: bool) -> bool:
@@ -391,6 +394,6 @@ class UnitOfWork:
         if work.phase is Phase.CLOSED:
             work.forget_connections()
         self.database.closed(self)
-        self.database.tell_settled(self)
+        self.database.telling.settled(self)
         if self._done is not None and not self._done.done():
             self._done.set_result(None)

@@ -22,7 +22,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from . import _messages
 from ._results import take_turns
 from ._turns import Turns
-from .engines import SECONDS_TO_BEGIN, TransactionState, driver_of
+from .engines import SECONDS_TO_BEGIN, TransactionState, driver_of, is_exhausted
 from .errors import UnitOfWorkDoomed
 
 if TYPE_CHECKING:
@@ -132,11 +132,19 @@ class Watch(Turns):
         database = self.unit.database
         if database.max_waiting is None:
             return
-        if len(database.waiting) >= database.max_waiting:
+        if len(database.waiting) >= database.max_waiting and self._is_one_too_many(database.max_waiting):
             error = _messages.too_many_waiting(self.name, database.max_waiting)
             self.doom(error)
             raise error
         database.waiting.add(self)
+
+    def _is_one_too_many(self, most: int) -> bool:
+        """Whether so many wait for a connection of the same kind, and none of them is free."""
+        database = self.unit.database
+        before = sum(other.read_only == self.read_only for other in tuple(database.waiting))
+        return before >= most and is_exhausted(
+            database.engine(self.unit.options, asynchronous=self.asynchronous).pool
+        )
 
     def give(self) -> None:
         """Go outside, and let the next one in; who has got no connection by now waits for none."""
@@ -187,9 +195,11 @@ class Watch(Turns):
         if self.abandoned:  # the pool handed it over to a call that nobody waited for any more
             connection.invalidate()
             raise _messages.closed(self.name)
+        if self.unit.clock is not None and not self.in_autocommit and (left := self.unit.clock.left):
+            self.adapter.limit(connection, left)
         if self.unit.database.max_waiting is not None:
             self.unit.database.waiting.discard(self)
-        self.unit.database.tell_connected(self.unit, perf_counter() - self._asked)
+        self.unit.database.telling.connected(self.unit, perf_counter() - self._asked)
         if SECONDS_TO_BEGIN in connection.__dict__:
             self.tell(connection.__dict__[SECONDS_TO_BEGIN])
 
@@ -202,7 +212,7 @@ class Watch(Turns):
 
     def tell(self, seconds: float) -> None:
         """Tell the observer of something that was sent to the database."""
-        self.unit.database.tell_statement(self.unit, seconds)
+        self.unit.database.telling.statement(self.unit, seconds)
 
     def doom(self, error: BaseException, *, for_good: bool = False) -> None:
         """The database refused a statement: remember the error that lies outermost."""

@@ -6,11 +6,10 @@ import asyncio
 import logging
 import math
 import threading
-from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import anyio
 from sqlalchemy import URL, Engine, create_engine, make_url, text
@@ -23,7 +22,9 @@ from ._new_unit import NewUnit
 from ._options import UnitOptions, checked_isolation
 from ._sessions import UnitAsyncSession, UnitSession
 from ._settling import HandlersSettle, HandlersSettling
+from ._telling import Tap, Telling
 from ._unit import UnitOfWork
+from ._watch import Watch
 from .engines import Adapter, adapter_for
 from .observe import UnitObserver
 from .problems import Condition
@@ -33,18 +34,6 @@ __all__ = ["Database"]
 logger = logging.getLogger("uow")
 
 _Key = tuple[str, bool]
-
-
-class Tap(Protocol):
-    """Stands between the units and the database: `uow.testing` is one."""
-
-    def engine_made(self, engine: Engine) -> None:
-        """An engine is there, and has connected to nothing yet for who asks next."""
-        ...
-
-    def settled(self, unit: UnitOfWork) -> None:
-        """A unit is over, and its callbacks have not run."""
-        ...
 
 
 class Database:
@@ -139,14 +128,13 @@ class Database:
         self.limiter = anyio.CapacityLimiter(math.inf)
         self.own = self.has_reader = True
         self._options = options
-        self._observer = observer
-        self._tap: Tap | None = None
+        self.telling = Telling(observer)
         self._making = threading.Lock()
         self._engines: dict[_Key, AsyncEngine | Engine] = {}
         self._variants: dict[tuple[str, bool, str], AsyncEngine | Engine] = {}
         self.opening = threading.RLock()  # taken for moments, to make a unit or its session once
         self._open: set[UnitOfWork] = set()
-        self.waiting: set[object] = set()
+        self.waiting: set[Watch] = set()
         self._drained: Future[None] | None = None
 
     def _use_sessions(
@@ -269,6 +257,7 @@ class Database:
     def opened(self, unit: UnitOfWork) -> None:
         """Count a unit that has a session: `dispose()` waits for it."""
         self._open.add(unit)
+        self.telling.opened(unit)
 
     def closed(self, unit: UnitOfWork) -> None:
         """Count it no more."""
@@ -281,41 +270,12 @@ class Database:
 
     def tap(self, tap: Tap | None) -> None:
         """Tell `tap` of each engine, first of those that are there, and of each unit that ends."""
-        if tap is not None and self._tap is not None:
+        if tap is not None and self.telling.tap is not None:
             raise RuntimeError("this database is tapped already")
-        self._tap = tap
+        self.telling.tap = tap
         if tap is not None:
             for engine in {id(e): e for e in map(_sync_engine, self._engines.values())}.values():
                 tap.engine_made(engine)
-
-    def tell_connected(self, unit: UnitOfWork, waited: float) -> None:
-        """Tell the observer, if there is one."""
-        if self._observer is not None:
-            self._tell(self._observer.connected, unit, waited)
-
-    def tell_statement(self, unit: UnitOfWork, seconds: float) -> None:
-        """Tell the observer, if there is one."""
-        if self._observer is not None:
-            self._tell(self._observer.statement, unit, seconds)
-
-    def tell_settled(self, unit: UnitOfWork) -> None:
-        """Tell the observer, if there is one."""
-        if self._tap is not None:
-            self._tell(self._tap.settled, unit)
-        if self._observer is not None:
-            self._tell(self._observer.settled, unit)
-
-    def tell_client_gone(self, unit: UnitOfWork) -> None:
-        """Tell the observer, if there is one."""
-        if self._observer is not None:
-            self._tell(self._observer.client_gone, unit)
-
-    @staticmethod
-    def _tell(call: Callable[..., None], *what: Any) -> None:
-        try:
-            call(*what)
-        except Exception:
-            logger.exception("the observer failed in %r", call)
 
     def _engine(self, role: str, asynchronous: bool) -> AsyncEngine | Engine:
         engine = self._engines.get((role, asynchronous))
@@ -347,9 +307,9 @@ class Database:
             self.adapter.prepare_reader(sync_engine)
         else:
             self.adapter.prepare_writer(sync_engine)
-        listen(sync_engine, self.adapter, self._observer)
-        if self._tap is not None:
-            self._tap.engine_made(sync_engine)
+        listen(sync_engine, self.adapter, self.telling.observer)
+        if self.telling.tap is not None:
+            self.telling.tap.engine_made(sync_engine)
         return engine
 
     def _variant(self, role: str, asynchronous: bool, what: str) -> AsyncEngine | Engine:

@@ -46,7 +46,7 @@ async def test_L6_the_line_says_how_often_a_request_was_run_and_why(postgres: Po
 
     answer, line, _ = await create(postgres, times=2)
     assert answer.status_code == 201
-    assert (line["attempts"], line["retried"], line["outcome"]) == (3, "serialization", "committed")
+    assert (line["attempts"], line["retried"], line["outcome"]) == (3, "serialization-failure", "committed")
     # BEGIN, where it is a trip of its own, and the INSERT that fails: twice; then the whole.
     assert line["statements"] > once["statements"] + 1
     assert postgres.count("items") == 2
@@ -58,7 +58,7 @@ async def test_L6_when_the_attempts_are_used_up_the_client_is_told_to_come_back(
     answer, line, _ = await create(postgres, times=9, retry_attempts=2)
     assert_problem(answer, 503, "serialization-failure")
     assert answer.headers["retry-after"] == "1"
-    assert (line["attempts"], line["retried"], line["outcome"]) == (2, "serialization", "rolled_back")
+    assert (line["attempts"], line["retried"], line["outcome"]) == (2, "serialization-failure", "rolled_back")
     assert postgres.count("items") == 0
 
 

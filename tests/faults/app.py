@@ -20,6 +20,7 @@ from starlette.routing import Route
 
 from tests.support.gate import install_commit_gate
 from uow import Database, UnitOfWork, UnitOfWorkMiddleware, current_session, current_sync_session
+from uow.observe import Settlement, UnitObserver
 
 SCHEMA = (
     "CREATE TABLE items (id {serial} PRIMARY KEY, name VARCHAR(50) UNIQUE NOT NULL)",
@@ -33,20 +34,14 @@ def schema(dialect: str) -> tuple[str, ...]:
     return tuple(statement.format(serial=serial) for statement in SCHEMA)
 
 
-class Told:
+class Told(UnitObserver):
     """An observer that can be asked over HTTP what it was told."""
 
     def __init__(self) -> None:
         self.outcomes: dict[str, str | None] = {}
         self.gone: list[str] = []
 
-    def connected(self, unit: UnitOfWork, waited: float) -> None:
-        pass
-
-    def statement(self, unit: UnitOfWork, seconds: float) -> None:
-        pass
-
-    def settled(self, unit: UnitOfWork) -> None:
+    def settled(self, unit: UnitOfWork, how: Settlement) -> None:
         self.outcomes[unit.name] = unit.outcome
 
     def client_gone(self, unit: UnitOfWork) -> None:

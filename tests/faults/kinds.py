@@ -36,6 +36,7 @@ from uow import (
     on_commit,
 )
 from uow.errors import OutcomeUnknown
+from uow.observe import Settlement, UnitObserver
 
 Ending = Literal["commit", "rollback"]
 SEEDS = ("seed:1", "seed:2", "seed:3")
@@ -94,7 +95,7 @@ class Ledger:
     begun: list[str] = field(default_factory=list)
 
 
-class App:
+class App(UnitObserver):
     """The app, told by its database what became of each unit."""
 
     def __init__(self) -> None:
@@ -105,17 +106,8 @@ class App:
 
     # -- the observer
 
-    def connected(self, unit: UnitOfWork, waited: float) -> None:
-        pass
-
-    def statement(self, unit: UnitOfWork, seconds: float) -> None:
-        pass
-
-    def settled(self, unit: UnitOfWork) -> None:
+    def settled(self, unit: UnitOfWork, how: Settlement) -> None:
         self.ledger.outcomes.append(("first" if unit.is_request else unit.name, unit.outcome))
-
-    def client_gone(self, unit: UnitOfWork) -> None:
-        pass
 
     # -- the app
 

@@ -21,6 +21,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from uow import Database, UnitOfWork, UnitOfWorkMiddleware, current_session, current_sync_session
+from uow.observe import Settlement, UnitObserver
 from uow.outcome import TrueOutcome
 from uow.retry import Retry
 
@@ -34,23 +35,14 @@ SCHEMA = (
 )
 
 
-class Attempts:
+class Attempts(UnitObserver):
     """An observer that counts how the attempts of requests ended."""
 
     def __init__(self) -> None:
         self.ended: Counter[str] = Counter()
 
-    def connected(self, unit: UnitOfWork, waited: float) -> None:
-        pass
-
-    def statement(self, unit: UnitOfWork, seconds: float) -> None:
-        pass
-
-    def settled(self, unit: UnitOfWork) -> None:
+    def settled(self, unit: UnitOfWork, how: Settlement) -> None:
         self.ended[f"{'first' if unit.attempt == 1 else 'later'} {unit.outcome}"] += 1
-
-    def client_gone(self, unit: UnitOfWork) -> None:
-        pass
 
 
 def value(session: Session, row: int, *, locked: bool = False) -> int:

@@ -59,7 +59,7 @@ def reasons(service: Service) -> Counter[str]:
 def test_L6_orders_at_serializable_fail_nobody(service: Service) -> None:
     ledger = rush(service)
     assert set(ledger.answers) <= {200, 201, 409}
-    assert set(reasons(service)) == {"serialization"}
+    assert set(reasons(service)) == {"serialization-failure"}
 
 
 def test_L6_two_workers_who_cannot_see_each_other_lose_nothing(service: Service) -> None:
@@ -68,4 +68,4 @@ def test_L6_two_workers_who_cannot_see_each_other_lose_nothing(service: Service)
     ledger = rush(service)
     assert set(ledger.answers) <= {200, 201, 409, 503}
     assert ledger.answers[503] <= CUSTOMERS * STEPS // 20
-    assert set(reasons(service)) == {"serialization"}
+    assert set(reasons(service)) == {"serialization-failure"}

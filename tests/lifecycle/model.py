@@ -14,6 +14,7 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response
 
 from uow import UnitOfWork, on_commit
+from uow.observe import Settlement, UnitObserver
 
 MISSING_TABLE = text("SELECT 1 FROM there_is_no_such_table")
 
@@ -117,7 +118,7 @@ def tell_on_commit(name: str) -> None:
     on_commit(partial(tell, name, "on_commit"))
 
 
-class TellingObserver:
+class TellingObserver(UnitObserver):
     """Tells the outcome of each unit."""
 
     def connected(self, unit: UnitOfWork, waited: float) -> None:
@@ -128,7 +129,7 @@ class TellingObserver:
         """Count it."""
         count("statements")
 
-    def settled(self, unit: UnitOfWork) -> None:
+    def settled(self, unit: UnitOfWork, how: Settlement) -> None:
         """Tell the outcome, apart for units of requests and of `new_unit()`."""
         tell(request_name.get(), f"{'settled' if unit.is_request else 'new_unit'} {unit.outcome}")
 

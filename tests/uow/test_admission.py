@@ -30,15 +30,15 @@ def narrow(backend: Backend, connect: Connect) -> Database:
 
 
 @asynccontextmanager
-async def holding(database: Database, mode: Mode) -> AsyncIterator[None]:
+async def holding(database: Database, mode: Mode, name: str = "held") -> AsyncIterator[None]:
     """The only connection that can write is taken."""
     if mode == "async":
         async with database.new_unit(name="held") as unit:
-            await unit.session.run_sync(insert("held"))
+            await unit.session.run_sync(insert(name))
             yield
     else:
         with database.new_unit(name="held") as unit:
-            insert("held")(unit.sync_session)
+            insert(name)(unit.sync_session)
             yield
 
 
@@ -83,16 +83,35 @@ async def test_L26_a_refusal_that_was_swallowed_is_no_success(
     backend: Backend, mode: Mode, connect: Connect
 ) -> None:
     make_tables(backend)
-    database = connect(backend, max_waiting=0)
+    database = connect(backend, pool_size=1, max_overflow=0, max_waiting=0)
 
     def swallow(session: Session) -> None:
         with pytest.raises(PoolTimeout):
             insert("refused")(session)
 
-    answer: Recorder = await request(database, mode, swallow)
+    async with holding(database, mode):
+        answer: Recorder = await elsewhere(request(database, mode, swallow))
 
     assert answer.status == 503
-    assert names(backend) == []
+    assert names(backend) == ["held"]
+
+
+async def test_L26_who_does_not_have_to_wait_is_let_in(
+    backend: Backend, mode: Mode, connect: Connect
+) -> None:
+    """A free connection is one, and those who read wait for others than those who write."""
+    make_tables(backend)
+    database = connect(backend, pool_size=1, max_overflow=0, max_waiting=0)
+    assert (await request(database, mode, insert("first"))).status == 201
+    async with holding(database, mode):
+        assert (await elsewhere(request(database, mode, count, method="GET"))).status == 201
+
+    database = connect(backend, pool_size=1, max_overflow=0, max_waiting=1)
+    async with holding(database, mode, "held again"):
+        waits = elsewhere(request(database, mode, insert("waits")))
+        await wait_until_async(lambda: len(database.waiting) == 1, "it waits")
+        assert (await elsewhere(request(database, mode, count, method="GET"))).status == 201
+    assert (await waits).status == 201
 
 
 async def _no_database(_: object) -> Response:

@@ -6,12 +6,14 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from tests.faults.proxy import PostgresProxy
 from tests.support.backends import Backend, Mode, PostgresBackend
+from tests.support.wait import wait_until_async
 from tests.uow.conftest import Connect
-from tests.uow.units import count, insert, make_tables, names, request, within
+from tests.uow.units import count, elsewhere, insert, make_tables, names, request, within
 from uow import Database, _liveness
 
 pytestmark = pytest.mark.backends("pg18", "pgsystem")
@@ -149,6 +151,33 @@ async def test_L7_a_database_that_stays_away_is_said_to_be_away_and_found_when_i
 
     assert (away.status, away.json()["type"]) == (503, "/problems/database-unavailable")
     assert int(away.headers["retry-after"]) > 0
+    assert names(backend) == ["before", "after"]
+
+
+@pytest.mark.parametrize("driver", ["postgresql", "postgresql+psycopg"])
+async def test_L7_a_ping_that_the_network_swallows_is_given_up(
+    backend: Backend,
+    mode: Mode,
+    driver: str,
+    connect: Connect,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    make_tables(backend)
+    monkeypatch.setattr(_liveness, "_PATIENCE", 0.1)
+    caplog.set_level("INFO", logger="uow")
+    with PostgresProxy(make_url(backend.database_url).port or 5432) as proxy:
+        url = make_url(proxy.url_of(backend.database_url)).set(drivername=driver)
+        database = connect(url.render_as_string(hide_password=False), pool_size=1, max_overflow=0)
+        await use(database, mode, "before")
+        clock.now += 1.5
+        proxy.stall()
+        waiting = elsewhere(request(database, mode, insert("after")))
+        await wait_until_async(lambda: "had died" in caplog.text, "the ping is given up")
+        proxy.heal()
+        assert (await waiting).status == 201
+
     assert names(backend) == ["before", "after"]
 
 

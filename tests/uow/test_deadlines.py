@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import AsyncIterator
 from typing import Any
@@ -66,6 +67,10 @@ def nobody_else_has_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_deadlines, "_used", [])
 
 
+def pid(session: Session) -> int:
+    return session.scalar(text("SELECT pg_backend_pid()")) or 0
+
+
 def is_late(answer: Recorder) -> bool:
     assert (answer.status, answer.headers["retry-after"]) == (503, "1")
     assert (answer.json()["type"], answer.json()["outcome"]) == ("/problems/time-is-up", "rolled_back")
@@ -81,14 +86,16 @@ async def test_a_handler_that_does_not_come_back_is_left(backend: Backend, datab
 
 
 @pytest.mark.backends("pg18")
-async def test_so_is_one_that_waits_for_a_lock(backend: Backend, database: Database) -> None:
-    await within(database, "async", insert("row"))
+async def test_one_that_waits_for_a_lock_is_told_so(backend: Backend, mode: Mode, database: Database) -> None:
+    """PostgreSQL ends the wait a little before the deadline."""
+    await within(database, mode, insert("row"))
     async with database.new_unit(name="holds") as holds:
         await holds.session.run_sync(run("UPDATE items SET stock = 1"))
-        late = endpoint("async", run("UPDATE items SET stock = 2"))
-        answer = await elsewhere(run_asgi(app_of(late, database, deadline=SOON), "POST", "/work"))
+        late = endpoint(mode, run("UPDATE items SET stock = 2"))
+        answer = await elsewhere(run_asgi(app_of(late, database, deadline=2 * SOON), "POST", "/work"))
 
-    assert is_late(answer)
+    assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+    assert answer.json()["type"] == "/problems/lock-timeout"
     assert backend.query("SELECT stock FROM items") == [(1,)]
     backend.wait_until_at_rest()
 
@@ -151,18 +158,81 @@ async def test_a_thread_is_left_behind_and_can_do_no_more(backend: Backend, data
 
 
 @pytest.mark.backends("pg18")
-async def test_a_thread_inside_of_a_statement_costs_its_connection(
-    backend: Backend, database: Database
+async def test_the_server_ends_the_statement_of_a_thread_and_its_connection_stays(
+    backend: Backend, connect: Connect
 ) -> None:
+    make_tables(backend)
+    database = connect(backend, pool_size=1, max_overflow=0)
+    before = await within(database, "sync", pid)
+
     def slow(session: Session) -> None:
         insert("lost")(session)
-        session.execute(text("SELECT pg_sleep(2)"))
+        session.execute(text("SELECT pg_sleep(60)"))
 
-    assert is_late(await run_asgi(app_of(endpoint("sync", slow), database, deadline=SOON), "POST", "/work"))
+    late = await run_asgi(app_of(endpoint("sync", slow), database, deadline=SOON), "POST", "/work")
 
-    await asyncio.to_thread(backend.wait_until_at_rest)  # the loop has to see the thread leave
+    assert (late.status, late.json()["type"]) == (503, "/problems/time-is-up")
+    assert await within(database, "sync", pid) == before
     assert names(backend) == []
-    assert (await request(database, "sync", insert("next"))).status == 201
+
+
+@pytest.mark.backends("pg18")
+async def test_one_that_does_not_hear_it_is_cut_off(backend: Backend, connect: Connect) -> None:
+    """The link is stalled, so neither the limit nor a cancellation reaches the thread."""
+    make_tables(backend)
+    with PostgresProxy(make_url(backend.database_url).port or 5432) as proxy:
+        database = connect(proxy.url_of(backend.database_url), pool_size=1, max_overflow=0)
+        ended = threading.Event()
+
+        def slow(session: Session) -> None:
+            insert("lost")(session)
+            proxy.stall()
+            try:
+                session.execute(text("SELECT 1"))
+            finally:
+                ended.set()
+
+        assert is_late(
+            await run_asgi(app_of(endpoint("sync", slow), database, deadline=SOON), "POST", "/work")
+        )
+        await wait_until_async(ended.is_set, "the thread has left the driver, with the link still stalled")
+        proxy.heal()
+        assert (await request(database, "sync", insert("next"))).status == 201
+
+    assert names(backend) == ["next"]
+
+
+@pytest.mark.backends("pg18")
+@pytest.mark.parametrize("driver", ["postgresql", "postgresql+psycopg"])
+async def test_the_limits_are_the_shorter_of_two_and_end_with_their_unit(
+    backend: Backend, mode: Mode, driver: str, connect: Connect
+) -> None:
+    make_tables(backend)
+    url = make_url(backend.database_url).set(drivername=driver)
+    database = connect(url.render_as_string(hide_password=False), pool_size=1, max_overflow=0)
+
+    def limits(session: Session) -> list[str]:
+        return [str(session.scalar(text(f"SHOW {name}_timeout"))) for name in ("statement", "lock")]
+
+    def with_its_own(session: Session) -> list[str]:
+        session.execute(text("SET LOCAL statement_timeout = '30s'"))
+        return limits(session)
+
+    def shorter(session: Session) -> list[str]:
+        session.execute(text("SET statement_timeout = '30s'"))
+        return limits(session)
+
+    async def asked(work: Any, **options: Any) -> Any:
+        answer = await run_asgi(app_of(endpoint(mode, work), database, **options), "POST", "/work")
+        return answer.json()
+
+    statement, lock = await asked(limits, deadline=LATE)
+    assert re.fullmatch(r"5\d(\d{3}ms|s)", statement)
+    assert re.fullmatch(r"5\d(\d{3}ms|s)", lock)
+    assert await asked(limits) == ["0", "0"]
+    assert (await asked(with_its_own, deadline=LATE))[0] == "30s"
+    await asked(shorter)  # for the whole session of the driver
+    assert (await asked(limits, deadline=LATE))[0] == "30s"
 
 
 async def test_a_rule_has_the_last_word_over_the_decorator_and_the_default(database: Database) -> None:

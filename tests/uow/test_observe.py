@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from itertools import count as count_up
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,7 +20,8 @@ from tests.support.asgi import AsgiCall, run_asgi
 from tests.support.backends import Backend, Mode, SqliteBackend
 from tests.uow.conftest import Connect
 from tests.uow.units import Told, app_of, count, endpoint, insert, make_tables, names, request, within
-from uow import UnitOfWork, current_session, on_commit
+from uow import UnitOfWork, current_session, current_unit, on_commit
+from uow.observe import Settlement
 
 pytestmark = pytest.mark.backends("sqlite", "pg18")
 
@@ -69,6 +73,89 @@ async def test_it_is_told_once_how_long_a_unit_waited_for_its_connection(
     assert told.waits == [("first", 1.0), ("second", 1.0)]
 
 
+def refused(session: Session) -> None:
+    insert("nut")(session)
+    insert("nut")(session)
+
+
+def dry_run(session: Session) -> None:
+    insert("nut")(session)
+    current_unit().set_rollback_only()
+
+
+def swallowed(session: Session) -> None:
+    with suppress(IntegrityError):
+        refused(session)
+
+
+def crashes(session: Session) -> None:
+    insert("nut")(session)
+    raise LookupError("of the app")
+
+
+@pytest.mark.parametrize(
+    ("work", "status", "reason"),
+    [
+        pytest.param(insert("nut"), 201, None, id="kept"),
+        pytest.param(insert("nut"), 409, "answer", id="the answer says it"),
+        pytest.param(crashes, 201, "LookupError", id="the app fails"),
+        pytest.param(refused, 201, "unique-violation", id="the database refuses"),
+        pytest.param(swallowed, 201, "unique-violation", id="and the handler hides it"),
+        pytest.param(dry_run, 201, "rollback-only", id="a dry run"),
+    ],
+)
+async def test_it_is_told_why_a_unit_was_not_kept(
+    backend: Backend, mode: Mode, connect: Connect, work: Callable[[Session], None], status: int, reason: str
+) -> None:
+    make_tables(backend)
+    told = Told()
+    with suppress(LookupError):
+        await request(connect(backend, observer=told), mode, work, status=status)
+
+    (end,) = told.ends
+    assert (end.outcome, end.reason) == ("rolled_back" if reason else "committed", reason)
+    assert told.opened_names == ["POST /work"]
+
+
+async def test_a_request_that_was_cancelled_says_so(backend: Backend, connect: Connect) -> None:
+    make_tables(backend)
+    told = Told()
+    waits = asyncio.Event()
+
+    async def never(_: Request) -> Response:
+        await current_session().run_sync(insert("nut"))
+        waits.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    task = asyncio.create_task(run_asgi(app_of(never, connect(backend, observer=told)), "POST", "/work"))
+    await waits.wait()
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+    assert [end.reason for end in told.ends] == ["cancelled"]
+
+
+async def test_it_is_told_how_long_which_part_of_a_unit_took(
+    backend: Backend, mode: Mode, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tables(backend)
+    told = Told()
+    clock = count_up()
+    monkeypatch.setattr("uow._telling.perf_counter", lambda: float(next(clock)))
+    database = connect(backend, observer=told)
+
+    async with database.new_unit(name="without a session"):
+        pass
+    await within(database, mode, insert("nut"), name="with one")
+
+    without, one = told.ends
+    assert (without.lasted, without.waited, without.settled_for) == (0.0, 0.0, 0.0)
+    assert (one.lasted, one.settled_for, one.attempt) == (2.0, 1.0, 1)
+    assert one.waited == told.waits[0][1]
+
+
 class InContext(Told):
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +164,7 @@ class InContext(Told):
     def statement(self, unit: UnitOfWork, seconds: float) -> None:
         self.callers.add(who.get())
 
-    def settled(self, unit: UnitOfWork) -> None:
+    def settled(self, unit: UnitOfWork, how: Settlement) -> None:
         assert unit.is_request
         assert unit.outcome == "committed"
         self.callers.add(who.get())
@@ -105,7 +192,7 @@ class Broken(Told):
     def statement(self, unit: UnitOfWork, seconds: float) -> None:
         raise LookupError("in statement")
 
-    def settled(self, unit: UnitOfWork) -> None:
+    def settled(self, unit: UnitOfWork, how: Settlement) -> None:
         raise LookupError("in settled")
 
     def client_gone(self, unit: UnitOfWork) -> None:

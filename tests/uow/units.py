@@ -23,6 +23,7 @@ from tests.support.asgi import Recorder, run_asgi
 from tests.support.backends import Backend, Mode
 from tests.support.wait import wait_until_async
 from uow import Database, UnitOfWork, UnitOfWorkMiddleware, current_session, current_sync_session
+from uow.observe import Settlement, UnitObserver
 
 Result = TypeVar("Result")
 Work = Callable[[Session], Result]
@@ -126,14 +127,19 @@ async def request(
     return await run_asgi(app_of(endpoint(mode, work, status), database, **options), method, "/work")
 
 
-class Told:
+class Told(UnitObserver):
     """An observer that writes down what it is told."""
 
     def __init__(self) -> None:
         self.waits: list[tuple[str, float]] = []
         self.statements: list[tuple[str, float]] = []
         self.outcomes: list[tuple[str, str | None]] = []
+        self.ends: list[Settlement] = []
+        self.opened_names: list[str] = []
         self.gone: list[str] = []
+
+    def opened(self, unit: UnitOfWork) -> None:
+        self.opened_names.append(unit.name)
 
     def connected(self, unit: UnitOfWork, waited: float) -> None:
         self.waits.append((unit.name, waited))
@@ -141,8 +147,9 @@ class Told:
     def statement(self, unit: UnitOfWork, seconds: float) -> None:
         self.statements.append((unit.name, seconds))
 
-    def settled(self, unit: UnitOfWork) -> None:
+    def settled(self, unit: UnitOfWork, how: Settlement) -> None:
         self.outcomes.append((unit.name, unit.outcome))
+        self.ends.append(how)
 
     def client_gone(self, unit: UnitOfWork) -> None:
         self.gone.append(unit.name)

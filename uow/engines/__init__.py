@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from .base import SECONDS_TO_BEGIN, Adapter, TransactionState, driver_of
+from .base import SECONDS_TO_BEGIN, Adapter, TransactionState, driver_of, is_exhausted
 from .postgresql import PostgreSQL
 from .sqlite import SQLite
 
-__all__ = ["SECONDS_TO_BEGIN", "Adapter", "TransactionState", "adapter_for", "driver_of"]
+__all__ = ["SECONDS_TO_BEGIN", "Adapter", "TransactionState", "adapter_for", "driver_of", "is_exhausted"]
 
 _ADAPTERS: dict[str, type[Adapter]] = {"sqlite": SQLite, "postgresql": PostgreSQL}
 

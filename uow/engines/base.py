@@ -10,12 +10,15 @@ from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm.exc import StaleDataError
+from sqlalchemy.pool import Pool, QueuePool
 
 from ..problems import Condition
 
 SECONDS_TO_BEGIN = "uow_seconds_to_begin"
 """Where a connection says how long its BEGIN took, if that was a trip of its own."""
 
+BORROWED = "uow_lease"
+"""What a driver's connection has whose transaction is somebody else's and goes on after the unit's."""
 
 _DRIVER = "uow_driver"
 
@@ -26,6 +29,14 @@ def driver_of(connection: Connection) -> Any:
     if driver is None:
         driver = connection.__dict__[_DRIVER] = connection.connection.driver_connection
     return driver
+
+
+def is_exhausted(pool: Pool) -> bool:
+    """Whether who asks this pool for a connection now has to wait until another one gives his back."""
+    if isinstance(pool, QueuePool):
+        most = pool._max_overflow  # pyright: ignore[reportPrivateUsage]  # it has no other name
+        return pool.checkedin() == 0 and pool.overflow() >= most != -1
+    return getattr(pool, "is_busy", False)
 
 
 class TransactionState(Enum):
@@ -96,8 +107,17 @@ class Adapter(ABC):
     def adopt(self, driver: Any) -> None:
         """Prepare a driver's connection for a unit; each time, because its engine may be the user's own."""
 
+    def limit(self, connection: Connection, seconds: float) -> None:
+        """Let the transaction that begins here have so many seconds for each statement and less for a lock.
+
+        Where the engine knows no such thing, `interrupt` has to do.
+        """
+
     def interrupt(self, connection: Connection) -> None:
         """Stop a statement whose caller was cancelled and which the driver would run to its end."""
+
+    def hang_up(self, driver: Any) -> None:
+        """End the link under a driver that waits for an answer: it shall fail, in its own thread or task."""
 
     def is_drivers(self, error: BaseException) -> bool:
         """Whether the exception comes from the driver, wrapped by SQLAlchemy or not."""

@@ -9,14 +9,22 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
+import os
+from contextlib import suppress
+from socket import SHUT_RDWR, socket
+from threading import Thread
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from sqlalchemy import URL, Engine, event
+from sqlalchemy import URL, Connection, Engine, event
 
 from ..errors import ReadOnlyUnitOfWork
 from ..problems import Condition
-from .base import Adapter, TransactionState
+from .base import BORROWED, Adapter, TransactionState, driver_of
 from .threads import ThreadsPool
+
+logger = logging.getLogger("uow")
 
 _READS_TAGS = "_uow_reads_tags"
 _SETTING = "default_transaction_read_only"
@@ -46,6 +54,17 @@ _CLASS_CONDITIONS = {
     "40": Condition.SERIALIZATION,
     "53": Condition.UNAVAILABLE,
 }
+
+# A shorter limit of the role or the database stays: the user has chosen it. The one for locks is the shorter
+# of ours, so that the answer says what was waited for
+# (https://www.postgresql.org/docs/current/runtime-config-client.html#GUC-LOCK-TIMEOUT).
+_LIMIT = " SELECT " + ", ".join(
+    f"set_config('{name}', least(nullif(extract(epoch FROM current_setting('{name}')::interval) * 1000, 0), "
+    f"{{{kind}}})::int::text, true)"
+    for name, kind in (("statement_timeout", "statement"), ("lock_timeout", "lock"))
+)
+_limits: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # to be sent with the next BEGIN
+_SECONDS_TO_CANCEL = 1.0
 
 # https://www.postgresql.org/docs/current/libpq-status.html#LIBPQ-PQTRANSACTIONSTATUS
 _LIBPQ_STATES = {0: TransactionState.IDLE, 3: TransactionState.FAILED}
@@ -103,8 +122,49 @@ class PostgreSQL(Adapter):
         return True
 
     def adopt(self, driver: Any) -> None:
-        if hasattr(driver, "is_in_transaction") and not hasattr(driver, _READS_TAGS):
-            driver.__class__ = _tag_reading(driver.__class__)
+        if hasattr(driver, "is_in_transaction"):
+            if not hasattr(driver, _READS_TAGS):
+                driver.__class__ = _tag_reading(driver.__class__)
+            elif _limits:
+                _limits.pop(driver, None)  # of a unit that never began
+
+    def limit(self, connection: Connection, seconds: float) -> None:
+        """Without a trip of its own through asyncpg, whose BEGIN is a text that more can follow."""
+        driver = driver_of(connection)
+        if hasattr(driver, BORROWED):
+            return
+        milliseconds = max(1, round(seconds * 1000))
+        statement = _LIMIT.format(statement=milliseconds, lock=max(1, milliseconds * 9 // 10))
+        if hasattr(driver, _READS_TAGS):
+            _limits[driver] = statement
+        else:
+            cursor = connection.connection.cursor()
+            cursor.execute(statement)
+            cursor.close()
+
+    def interrupt(self, connection: Connection) -> None:
+        """Cancel what a thread waits for, in another one: a link that is stalled would stop this one, too."""
+        if not connection.dialect.is_async:
+            driver = driver_of(connection)
+            Thread(target=self._cancel, args=(driver,), name="uow-cancel", daemon=True).start()
+
+    def _cancel(self, driver: Any) -> None:
+        try:
+            if hasattr(driver, "cancel_safe"):
+                driver.cancel_safe(timeout=_SECONDS_TO_CANCEL)
+            else:
+                driver.cancel()
+        except Exception as error:
+            logger.warning("a statement could not be cancelled (%s): its link is cut", error)
+            self.hang_up(driver)
+
+    def hang_up(self, driver: Any) -> None:
+        if hasattr(driver, "terminate"):  # asyncpg
+            driver.terminate()
+            return
+        # It may be closed already. A duplicate: the driver goes on to own its own, and closes it once.
+        with suppress(Exception), socket(fileno=os.dup(driver.fileno())) as link:
+            link.shutdown(SHUT_RDWR)
 
     def transaction_state(self, driver: Any) -> TransactionState:
         if hasattr(driver, "is_in_transaction"):  # asyncpg, which does not tell a failed one
@@ -186,7 +246,7 @@ def _ask_whether_read_only(connection: Any, record: object) -> None:
 
 @functools.cache
 def _tag_reading(cls: Any) -> Any:
-    """A class of asyncpg's connections that asks COMMIT for its tag, and is otherwise the same.
+    """A class of asyncpg's connections that asks COMMIT for its tag, and lets BEGIN set limits.
 
     PostgreSQL answers the COMMIT of a failed transaction with ROLLBACK and no error, and errors on the
     raw driver connection (COPY, say) raise no event: without this the unit would be taken for committed.
@@ -194,6 +254,8 @@ def _tag_reading(cls: Any) -> Any:
     from asyncpg.exceptions import InFailedSQLTransactionError  # here: not everybody has asyncpg
 
     async def execute(self: Any, query: str, *args: Any, timeout: float | None = None) -> str:
+        if _limits and query.startswith("BEGIN") and (limit := _limits.pop(self, None)) is not None:
+            query += limit
         tag: str = await cls.execute(self, query, *args, timeout=timeout)
         if tag == "ROLLBACK" and query.startswith("COMMIT"):
             raise InFailedSQLTransactionError("COMMIT was answered with ROLLBACK")

@@ -63,6 +63,11 @@ class Turn:
                 ticket.set_result(None)
                 return
 
+    @property
+    def is_taken(self) -> bool:
+        """Whether who asks now has to wait."""
+        return self._taken
+
     def _ask(self) -> Future[None] | None:
         """None if the turn was free and is now taken, else the ticket to wait for.
 
@@ -116,6 +121,11 @@ class WriterPool(Pool):
 
     def _wait_for_turn(self) -> None:
         self.turn.take(self._timeout)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether its connection, or that of the other kind of session, is in use."""
+        return self.turn.is_taken
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         try:

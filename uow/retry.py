@@ -46,9 +46,10 @@ class Retry:
     """How requests are run again whose units are known to be aborted, through no fault of theirs.
 
     After a deadlock, a serialization failure, a lock time-out, or the loss of a connection before COMMIT was
-    sent, a request has `attempts` in all. Where no connection can be made, it is tried for `seconds`. The
-    pauses between are random, up to `first_pause` at first, twice as long each time and at most
-    `longest_pause` seconds. A request whose body is longer than `body_limit` bytes is not run again.
+    sent, a request has `attempts` in all. Where no connection can be made, it is tried for `seconds`; so long
+    an attempt waits for those of others, too. The pauses between are random, up to `first_pause` at first,
+    twice as long each time and at most `longest_pause` seconds. A request whose body is longer than
+    `body_limit` bytes is not run again.
 
     Raises ValueError for a bound that is none.
     """
@@ -289,11 +290,11 @@ class _Lane:
 
     @asynccontextmanager
     async def turn(self, attempt: int, retry: Retry) -> AsyncGenerator[None]:
-        """Wait until the attempt may run; for the longest pause, because a handler may call its own path."""
+        """Wait until the attempt may run; not for ever, because a handler may call its own service."""
         is_last = 1 < attempt == retry.attempts
         is_alone = False
         try:
-            with move_on_after(retry.longest_pause):
+            with move_on_after(retry.seconds):
                 is_alone = attempt > 1 and await self._late.acquire()
                 self._is_closed |= is_last
                 while self._inside if is_last else self._is_closed and attempt == 1:

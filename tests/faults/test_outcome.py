@@ -137,17 +137,18 @@ NUMBER = "SELECT backend_xid::text FROM pg_stat_activity WHERE backend_xid IS NO
 on_few_links = pytest.mark.parametrize("scene", ["asyncpg"] if LENGTH == 1 else LINKS, indirect=True)
 
 
-def give_numbers_until(postgres: PostgresServer, number: int) -> None:
-    """Let others commit, until one of them has had this number."""
-    with postgres.connect() as connection:
-        given = 0
-        while given < number:
-            row = connection.execute("SELECT pg_current_xact_id()::text").fetchone()
-            assert row is not None
-            given = int(row[0])
-        status = connection.execute("SELECT pg_xact_status(%s::text::xid8)", (number,)).fetchone()
-    assert status is not None
-    assert status[0] in {"committed", "aborted"}
+def give_numbers_until(postgres: PostgresServer, number: int, *, end: str = "COMMIT") -> None:
+    """Let others commit, or roll back, until one of them has had this number."""
+    given = f"WHILE pg_current_xact_id() < '{number}'::xid8 LOOP {end}; END LOOP; {end};"
+    postgres.query("postgres", f"DO $$ BEGIN {given} END $$")
+    assert status_of(postgres, number) in {"committed", "aborted"}
+
+
+def status_of(postgres: PostgresServer, number: int) -> str | None:
+    """What became of a transaction; None if nobody has had its number yet."""
+    status = f"CASE WHEN age('{number}'::xid) > 0 THEN pg_xact_status('{number}'::xid8) END"
+    found: str | None = postgres.query("postgres", f"SELECT {status}")[0][0]
+    return found
 
 
 @contextmanager
@@ -246,3 +247,62 @@ def test_L8_after_a_failover_nothing_is_guessed(scene: Scene, standby: StandbySe
     assert len(standby.query(scene.backend.dbname, names)) == 2
     scene.proxy.leads_to(scene.postgres.port)
     scene.proxy.cut()
+
+
+# Another cluster behind the same address, which is on its first timeline as well
+
+
+TIMELINE = "SELECT timeline_id FROM pg_control_checkpoint()"
+NEXT = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text"
+
+
+@pytest.fixture(scope="module")
+def another_postgres() -> Iterator[PostgresServer]:
+    """A cluster that has nothing to do with the first one."""
+    binaries = wheel_binaries()
+    assert binaries is not None
+    postgres = PostgresServer(binaries, settings=LAZY)
+    postgres.start()
+    yield postgres
+    postgres.remove()
+
+
+@pytest.fixture
+def elsewhere(scene: Scene, another_postgres: PostgresServer) -> Iterator[PostgresServer]:
+    """That cluster, with the app's database and tables, and nothing in them."""
+    dbname = another_postgres.create_database(scene.backend.dbname)
+    another_postgres.query(dbname, SCHEMA)
+    yield another_postgres
+    scene.proxy.leads_to(scene.postgres.port)
+    scene.proxy.cut()
+    another_postgres.drop_database(dbname)
+
+
+@on_few_links
+@pytest.mark.parametrize("there", ["committed", "aborted", None])
+def test_L8_another_cluster_has_no_say(scene: Scene, elsewhere: PostgresServer, there: str | None) -> None:
+    """The link is moved after COMMIT to a server where the same number is somebody else's, or nobody's."""
+    timelines = [server.query("postgres", TIMELINE) for server in (scene.postgres, elsewhere)]
+    assert timelines[0] == timelines[1]
+    ((following,),) = elsewhere.query("postgres", NEXT)
+    give_numbers_until(scene.postgres, int(following) + 10)
+    name = f"elsewhere-{there}"
+    assert scene.server.client().post(f"/read-committed/replay/items/before-{name}").status_code == 200
+    hit = scene.proxy.hit
+    scene.proxy.cut("commit_sent", everywhere=True)
+
+    with scene.asked(f"/read-committed/replay/items/{name}") as answer:
+        wait_until(lambda: scene.proxy.hit > hit, "the answer to a COMMIT is lost")
+        wait_until(lambda: scene.names(name) == {name}, "it was committed")
+        ((number,),) = scene.backend.query(f"SELECT xmin::text FROM items WHERE name = '{name}'")
+        if there is not None:
+            give_numbers_until(elsewhere, int(number), end="COMMIT" if there == "committed" else "ROLLBACK")
+        assert status_of(elsewhere, int(number)) == there
+        scene.proxy.leads_to(elsewhere.port)
+        assert not answer.done()
+        scene.proxy.heal()
+        told = answer.result()
+
+    assert (told.status_code, told.json().get("type")) == (500, "/problems/commit-outcome-unknown")
+    assert told.json()["outcome"] == "unknown"
+    assert elsewhere.query(scene.backend.dbname, "SELECT name FROM items") == []

@@ -18,7 +18,7 @@ from tests.uow.units import Work, insert, run
 from uow import current_session, current_unit, on_commit
 from uow.retry import Retry
 
-QUICK = Retry(first_pause=0.0, longest_pause=LIMIT)
+QUICK = Retry(first_pause=0.0, seconds=LIMIT)
 How = Literal["raise", "map", "swallow", "wrap"]
 HOWS: tuple[How, ...] = get_args(How)
 

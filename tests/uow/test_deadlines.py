@@ -310,7 +310,7 @@ async def test_L6_all_attempts_share_one_deadline(backend: Backend, mode: Mode, 
         run("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '40001'; END $$")(session)
 
     retry = Retry(attempts=1_000_000, first_pause=0.01, longest_pause=0.01)
-    app = app_of(endpoint(mode, loses), database, deadline=SOON, retry=retry)
+    app = app_of(endpoint(mode, loses), database, deadline=10 * SOON, retry=retry)
 
     assert (await run_asgi(app, "POST", "/work")).status == 503
     assert len(tries) > 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -15,14 +16,14 @@ from tests.support.asgi import AsgiCall, Recorder, run_asgi
 from tests.support.backends import Backend
 from tests.support.wait import LIMIT, wait_until_async
 from tests.uow.retries import serialization_failure
-from tests.uow.units import elsewhere
-from uow import Database, UnitOfWorkMiddleware, current_session, current_unit
+from tests.uow.units import elsewhere, in_thread
+from uow import Database, UnitOfWorkMiddleware, current_session, current_sync_session, current_unit
 from uow.retry import Retry
 
 pytestmark = pytest.mark.backends("pg18")
 
 Inside = Callable[[str, int], Any]
-TWO = Retry(attempts=2, first_pause=0.0, longest_pause=LIMIT)
+TWO = Retry(attempts=2, first_pause=0.0, seconds=LIMIT)
 
 
 class Lanes:
@@ -79,7 +80,7 @@ async def test_L6_the_first_attempts_run_at_once_and_the_later_ones_one_at_a_tim
         await give_others_a_chance()
         now.remove(attempt)
 
-    retry = Retry(first_pause=0.0, longest_pause=LIMIT)
+    retry = Retry(first_pause=0.0, seconds=LIMIT)
     lanes = Lanes(database, retry, fail=set("01234"), good=3, inside=inside)
     answers = await asyncio.gather(*(lanes.ask(str(number)) for number in range(5)))
 
@@ -130,7 +131,7 @@ async def test_L6_a_handler_that_calls_its_own_path_waits_for_itself_not_for_eve
         if (name, attempt) == ("outer", 2):
             inner.append(await lanes.call("inner").run())
 
-    retry = Retry(attempts=attempts, first_pause=0.0, longest_pause=0.02)
+    retry = Retry(attempts=attempts, first_pause=0.0, seconds=0.02)
     lanes = Lanes(database, retry, fail={"outer", "inner"}, inside=inside)
     answer = await lanes.call("outer").run()
 
@@ -182,6 +183,49 @@ async def test_L6_a_request_without_a_unit_is_run_once(database: Database) -> No
     answer = await run_asgi(middleware, "POST", "/elsewhere")
 
     assert (answer.status, runs, in_turn._lanes) == (500, [1], {})
+
+
+@pytest.mark.parametrize("attempts", [2, 3], ids=["in their last attempts", "in later attempts"])
+async def test_L6_requests_of_two_event_loops_share_no_lane(
+    backend: Backend, database: Database, attempts: int
+) -> None:
+    """Two threads serve one app: in each they take turns, and neither waits for the other's loop."""
+    both_inside = threading.Barrier(2, timeout=LIMIT)
+    seen: list[list[int]] = []
+
+    def lose() -> None:
+        serialization_failure(current_sync_session())
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        meeting, now, most = loops[asyncio.get_running_loop()]
+        attempt = current_unit().attempt
+        if attempt == 1:
+            await meeting.wait()
+            await in_thread(lose)
+        now.append(attempt)
+        most.append(len(now))
+        if len(most) == 1:
+            await in_thread(both_inside.wait)
+        await give_others_a_chance()
+        now.remove(attempt)
+        await JSONResponse(attempt)(scope, receive, send)
+
+    async def three() -> list[tuple[int | None, bytes]]:
+        most: list[int] = []
+        loops[asyncio.get_running_loop()] = (asyncio.Barrier(3), [], most)
+        answers = await asyncio.gather(*(run_asgi(middleware, "POST", f"/{number}") for number in range(3)))
+        seen.append(most)
+        return [(answer.status, answer.body) for answer in answers]
+
+    loops: dict[asyncio.AbstractEventLoop, tuple[asyncio.Barrier, list[int], list[int]]] = {}
+    retry = Retry(attempts=attempts, first_pause=0.0, seconds=LIMIT)
+    middleware = UnitOfWorkMiddleware(app, database=database, retry=retry)
+    in_turn: Any = middleware.app
+    told = await asyncio.gather(*(asyncio.to_thread(asyncio.run, three()) for _ in range(2)))
+
+    assert told == [[(200, b"2")] * 3] * 2
+    assert seen == [[1, 1, 1]] * 2
+    assert in_turn._lanes == {}
 
 
 @pytest.mark.parametrize(

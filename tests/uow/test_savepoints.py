@@ -9,13 +9,15 @@ from typing import Any
 import anyio
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
-from tests.support.backends import Backend
+from tests.support.backends import Backend, Mode
 from tests.support.wait import wait_until_async
+from tests.uow.retries import FAILS
 from tests.uow.test_turns import Gate
-from tests.uow.units import Item, add, names, waiting
+from tests.uow.units import Item, add, insert, names, request, waiting
 from uow import Database, UnitOfWork
 from uow.errors import ConcurrentUse, SettleRefused, UnitOfWorkDoomed
 
@@ -290,3 +292,27 @@ async def test_L12_a_cancelled_statement_that_cannot_be_interrupted_is_cancelled
         await task
     assert "could not be interrupted" in caplog.text
     assert names(backend) == []
+
+
+@pytest.mark.backends("pg18")
+async def test_L6_a_conflict_that_a_savepoint_undid_and_the_handler_raises_again_is_503(
+    backend: Backend, mode: Mode, database: Database
+) -> None:
+    """It dooms nothing, and it is still what the request has failed of: its client may come again."""
+
+    def work(session: Session) -> None:
+        insert("before")(session)
+        try:
+            with session.begin_nested():
+                session.execute(text(FAILS))
+        except DBAPIError as error:
+            insert("after")(session)  # the unit goes on, and so it is not the database that ends it
+            raise error
+
+    recorder = await request(database, mode, work)
+
+    assert (recorder.status, recorder.headers["retry-after"]) == (503, "1")
+    assert recorder.json()["type"] == "/problems/serialization-failure"
+    assert recorder.json()["outcome"] == "rolled_back"
+    assert (len(recorder.starts), names(backend)) == (1, [])
+    backend.wait_until_at_rest()

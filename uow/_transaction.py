@@ -51,6 +51,8 @@ class UnitTransaction(Watch):
         if state is TransactionState.IDLE and self.statements and self.unit.database.begins_visibly:
             raise _messages.ended_by_text(self.name)
         self._identify(connection)  # not before: listeners of the session may have written just now
+        if self.is_limited:
+            self.adapter.lift_limit(connection)
         self.commit_sent = True  # before the look at abandoned: see abandon()
         if self.abandoned:
             raise self.doomed()

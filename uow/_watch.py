@@ -62,7 +62,7 @@ class Watch(Turns):
     __slots__ = (
         "_acknowledged", "_asked", "_committing", "_depth", "_failure_depth", "_internal", "_results",
         "_settler", "abandoned", "adapter", "commit_failed", "commit_sent", "connections", "ended", "failure",
-        "flushing", "in_autocommit", "outcome", "phase", "read_only", "statements", "streams",
+        "flushing", "in_autocommit", "is_limited", "outcome", "phase", "read_only", "statements", "streams",
         "transaction", "unit",
     )  # fmt: skip
 
@@ -83,6 +83,7 @@ class Watch(Turns):
         self._committing = False
         self._acknowledged = False
         self.abandoned = False
+        self.is_limited = False  # by what its request has left of its deadline
         self.statements = 0
         self.transaction: Any = None  # its name, for whoever asks what became of its COMMIT
         self.streams = False
@@ -197,6 +198,7 @@ class Watch(Turns):
             raise _messages.closed(self.name)
         if self.unit.clock is not None and not self.in_autocommit and (left := self.unit.clock.left):
             self.adapter.limit(connection, left)
+            self.is_limited = True
         if self.unit.database.max_waiting is not None:
             self.unit.database.waiting.discard(self)
         self.unit.database.telling.connected(self.unit, perf_counter() - self._asked)

@@ -113,6 +113,13 @@ class Adapter(ABC):
         Where the engine knows no such thing, `interrupt` has to do.
         """
 
+    def lift_limit(self, connection: Connection) -> None:
+        """Let COMMIT, which comes next, take the time that it needs.
+
+        PostgreSQL answers a COMMIT whose time is up while it waits for a synchronous standby as if it were
+        safe there (https://www.postgresql.org/docs/current/warm-standby.html#SYNCHRONOUS-REPLICATION).
+        """
+
     def interrupt(self, connection: Connection) -> None:
         """Stop a statement whose caller was cancelled and which the driver would run to its end."""
 

@@ -63,7 +63,9 @@ _LIMIT = " SELECT " + ", ".join(
     f"{{{kind}}})::int::text, true)"
     for name, kind in (("statement_timeout", "statement"), ("lock_timeout", "lock"))
 )
-_limits: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # to be sent with the next BEGIN
+_LIFT = "SET LOCAL statement_timeout TO DEFAULT;"
+_MOST_MILLISECONDS = 2**31 - 1
+_limits: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # to be sent with the next BEGIN or COMMIT
 _SECONDS_TO_CANCEL = 1.0
 
 # https://www.postgresql.org/docs/current/libpq-status.html#LIBPQ-PQTRANSACTIONSTATUS
@@ -130,17 +132,11 @@ class PostgreSQL(Adapter):
 
     def limit(self, connection: Connection, seconds: float) -> None:
         """Without a trip of its own through asyncpg, whose BEGIN is a text that more can follow."""
-        driver = driver_of(connection)
-        if hasattr(driver, BORROWED):
-            return
-        milliseconds = max(1, round(seconds * 1000))
-        statement = _LIMIT.format(statement=milliseconds, lock=max(1, milliseconds * 9 // 10))
-        if hasattr(driver, _READS_TAGS):
-            _limits[driver] = statement
-        else:
-            cursor = connection.connection.cursor()
-            cursor.execute(statement)
-            cursor.close()
+        milliseconds = min(max(round(seconds * 1000), 1), _MOST_MILLISECONDS)
+        _tell(connection, _LIMIT.format(statement=milliseconds, lock=max(1, milliseconds * 9 // 10)))
+
+    def lift_limit(self, connection: Connection) -> None:
+        _tell(connection, _LIFT)
 
     def interrupt(self, connection: Connection) -> None:
         """Cancel what a thread waits for, in another one: a link that is stalled would stop this one, too."""
@@ -186,6 +182,19 @@ class PostgreSQL(Adapter):
         if not isinstance(state, str):
             return Condition.OTHER
         return _CONDITIONS.get(state) or _CLASS_CONDITIONS.get(state[:2], Condition.OTHER)
+
+
+def _tell(connection: Connection, statement: str) -> None:
+    """Send it to the transaction of the unit, now or with what the driver sends next."""
+    driver = driver_of(connection)
+    if hasattr(driver, BORROWED):
+        return
+    if hasattr(driver, _READS_TAGS):
+        _limits[driver] = statement
+        return
+    cursor = connection.connection.cursor()
+    cursor.execute(statement)
+    cursor.close()
 
 
 def _for_asyncpg(url: URL, given: dict[str, Any], settings: dict[str, str]) -> tuple[URL, dict[str, Any]]:
@@ -254,10 +263,10 @@ def _tag_reading(cls: Any) -> Any:
     from asyncpg.exceptions import InFailedSQLTransactionError  # here: not everybody has asyncpg
 
     async def execute(self: Any, query: str, *args: Any, timeout: float | None = None) -> str:
-        if _limits and query.startswith("BEGIN") and (limit := _limits.pop(self, None)) is not None:
-            query += limit
+        if _limits and query.startswith(("BEGIN", "COMMIT")) and (limit := _limits.pop(self, None)):
+            query = query + limit if query.startswith("BEGIN") else limit + query
         tag: str = await cls.execute(self, query, *args, timeout=timeout)
-        if tag == "ROLLBACK" and query.startswith("COMMIT"):
+        if tag == "ROLLBACK" and "COMMIT" in query:
             raise InFailedSQLTransactionError("COMMIT was answered with ROLLBACK")
         return tag
 

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ._context import current_place
 from ._messages import deadline_over
+
+_GRACE = 0.5  # seconds after the deadline that a driver has to leave by itself
+
+
+class Holder(Protocol):
+    """What holds the connection of a request."""
+
+    def hang_up(self) -> bool:
+        """End the link under it, for whoever waits for an answer there; False if there is none."""
+        ...
 
 
 class Clock:
@@ -18,14 +28,20 @@ class Clock:
     for its unit has all the time that it takes.
     """
 
-    __slots__ = ("_began", "_is_over", "_loop", "_timeout", "seconds")
+    __slots__ = (
+        "_began", "_cutting", "_is_over", "_loop", "_task", "_timeout", "has_cut", "holder", "seconds",
+    )  # fmt: skip
 
-    def __init__(self, timeout: asyncio.Timeout, began: float) -> None:
+    def __init__(self, timeout: asyncio.Timeout, began: float, task: asyncio.Task[Any]) -> None:
         self.seconds = 0.0
+        self.holder: Holder | None = None
+        self.has_cut = False
         self._timeout = timeout
         self._began = began
         self._is_over = False
         self._loop = asyncio.get_running_loop()
+        self._task = task
+        self._cutting: asyncio.TimerHandle | None = None
 
     def set(self, seconds: float) -> None:
         """The request has so many seconds."""
@@ -42,9 +58,25 @@ class Clock:
         self._set(None)
         self._is_over = True  # the options may be asked for just now, to judge the answer
 
+    def end(self) -> None:
+        """The app was left."""
+        self.stop()
+        if self.has_cut:
+            self._task.uncancel()  # of the second time: the first is the time-out's own
+
     def _set(self, when: float | None) -> None:
+        if self._cutting is not None:
+            self._cutting.cancel()
         if not self._is_over and not self._timeout.expired():
             self._timeout.reschedule(when)
+            if when is not None:
+                self._cutting = self._loop.call_at(when + _GRACE, self._cut)
+
+    def _cut(self) -> None:
+        """A driver that was cancelled asks the server to stop, and on a dead link it waits for its answer."""
+        if self.holder is not None and self.holder.hang_up():
+            self.has_cut = True
+            self._task.cancel()
 
 
 class Timed(Protocol):
@@ -52,6 +84,8 @@ class Timed(Protocol):
 
     name: str
     clock: Clock | None
+    seconds: float
+    """How long it may take, where an attempt before this one has learnt it; else 0."""
 
     def began(self) -> float:
         """When it came, in the time of the event loop."""
@@ -82,15 +116,18 @@ class Timing:
             await self.app(scope, receive, send)
             return
         request = cast("Timed", current_place())
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
         timeout = asyncio.timeout(None)
         try:
             async with timeout:
-                request.clock = Clock(timeout, request.began())
+                clock = request.clock = Clock(timeout, request.began(), task)
                 try:
+                    if request.seconds:
+                        clock.set(request.seconds)
                     await self.app(scope, receive, send)
                 finally:
-                    request.clock.stop()
-        except TimeoutError:
-            if not timeout.expired() or request.clock is None:
-                raise  # the app's own
-            raise deadline_over(request.name, request.clock.seconds) from None
+                    clock.end()
+        except Exception as error:
+            if clock.has_cut or (isinstance(error, TimeoutError) and timeout.expired()):
+                raise deadline_over(request.name, clock.seconds) from None
+            raise  # the app's own

@@ -161,12 +161,13 @@ class Exchange(Place):
 class OptionedExchange(Exchange):
     """One request of a middleware that has rules for routes, deadlines, or both."""
 
-    __slots__ = ("_root", "clock")
+    __slots__ = ("_root", "clock", "seconds")
 
     def __init__(self, settings: Settings, scope: Scope, receive: Receive, send: Send) -> None:
         super().__init__(settings, scope, receive, send)
         self._root: str = scope.get("root_path", "")  # mounts inside will move it
         self.clock: Clock | None = None
+        self.seconds = 0.0
 
     def began(self) -> float:
         """When the request came, in the time of the event loop."""

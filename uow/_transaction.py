@@ -209,6 +209,7 @@ class UnitTransaction(Watch):
 
     def throw_away(self) -> None:
         """Drop the connections, whatever state they are in; the server rolls back what they had open."""
+        self.hang_up()  # closing it in good order would wait for an answer
         for connection in self._live():
             connection.invalidate()
 

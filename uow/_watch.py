@@ -26,6 +26,7 @@ from .engines import SECONDS_TO_BEGIN, TransactionState, driver_of, is_exhausted
 from .errors import UnitOfWorkDoomed
 
 if TYPE_CHECKING:
+    from ._deadlines import Clock
     from ._flushing import Flushing
     from ._sessions import UnitSession
     from ._transaction import UnitTransaction
@@ -196,14 +197,28 @@ class Watch(Turns):
         if self.abandoned:  # the pool handed it over to a call that nobody waited for any more
             connection.invalidate()
             raise _messages.closed(self.name)
-        if self.unit.clock is not None and not self.in_autocommit and (left := self.unit.clock.left):
-            self.adapter.limit(connection, left)
-            self.is_limited = True
+        if self.unit.clock is not None:
+            self._heed(self.unit.clock, connection)
         if self.unit.database.max_waiting is not None:
             self.unit.database.waiting.discard(self)
         self.unit.database.telling.connected(self.unit, perf_counter() - self._asked)
         if SECONDS_TO_BEGIN in connection.__dict__:
             self.tell(connection.__dict__[SECONDS_TO_BEGIN])
+
+    def _heed(self, clock: Clock, connection: Connection) -> None:
+        """Let the deadline of the request reach the database."""
+        clock.holder = self
+        if not self.in_autocommit and (left := clock.left):
+            self.adapter.limit(connection, left)
+            self.is_limited = True
+
+    def hang_up(self) -> bool:
+        """End the link of the connection, whatever it waits for; what holds it then fails, and lets go."""
+        held = [held for held in self.connections if not held.closed and not held.invalidated]
+        if self.asynchronous:  # a thread has its statement cancelled first: see cut_off()
+            for connection in held:
+                self.adapter.hang_up(driver_of(connection))
+        return bool(held)
 
     def forget_connections(self) -> None:
         """The unit is over: what refers to this in circles would wait for a garbage collection."""

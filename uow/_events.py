@@ -82,9 +82,16 @@ def _handle_error(context: ExceptionContext, adapter: Adapter) -> BaseException 
         error = read_only(work.name)
     elif adapter.over_a_link and adapter.condition(error) is Condition.READ_ONLY:
         context.is_disconnect = True  # after a failover: the pool must not hand out the old server
+    elif adapter.over_a_link and _is_of_rollback(context, work):
+        context.is_disconnect = True  # psycopg's, in a pipeline, has no name for it
     lost = stopped or context.is_disconnect or _transaction_is_gone(connection, work)
     work.doom(error, for_good=lost)
     return error if error is not wrapped and error is not original else None
+
+
+def _is_of_rollback(context: ExceptionContext, work: Watch) -> bool:
+    """Whether it was ROLLBACK that failed, which only a lost connection makes it do."""
+    return context.statement is None and not work.commit_sent  # BEGIN is none: drivers send it by themselves
 
 
 def _throw_away(connection: Connection, adapter: Adapter) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
 from time import monotonic
@@ -51,7 +51,7 @@ def _wakes(
 
 
 @contextmanager
-def _bounded(hang_up: Callable[[], None], *, asynchronous: bool) -> Iterator[None]:
+def _bounded(hang_up: Callable[[], None], *, asynchronous: bool) -> Generator[None]:
     """End the link if what is done inside takes too long; neither driver can be asked to stop waiting."""
     timer: asyncio.TimerHandle | threading.Timer
     if asynchronous:

@@ -18,7 +18,7 @@ from uvicorn.supervisors import ChangeReload, Multiprocess
 import api
 import uow
 from api.app import create_app
-from api.commands.serve import say_where, uvicorn_config
+from api.commands.serve import read_before_stopping, say_where, uvicorn_config
 from api.database import run_with_database
 from api.logging import configure_logging
 from api.migrations import prepare
@@ -34,6 +34,7 @@ def make_app(settings: Settings) -> FastAPI:
     """The app of one worker, which is a new process: nothing is set up in it yet."""
     configure_logging(settings.logging, worker=os.getpid())
     threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
+    read_before_stopping()
     return create_app(settings)
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
 import uvicorn
+from uvicorn.server import HANDLED_SIGNALS
 
 from api.app import create_app
 from api.commands.common import (
@@ -95,6 +98,35 @@ def _terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+# On asyncio's own loop, the slower one, who waits to be accepted is read after four turns.
+_TURNS_TO_READ = 10
+
+Handler = Callable[[int, FrameType | None], object]
+
+
+def read_before_stopping() -> None:
+    """Let the event loop, which runs, read what has arrived before it stops for a signal.
+
+    uvicorn closes its listeners and its idle connections at once, and with them the requests that nobody
+    has read: on a machine that was stalled for a moment, all of that moment.
+    """
+    loop = asyncio.get_running_loop()
+
+    def after(turns: int, stop: Handler, number: int) -> None:
+        if turns:
+            loop.call_soon(after, turns - 1, stop, number)
+        else:
+            stop(number, None)
+
+    def delayed(stop: Handler) -> Handler:
+        return lambda number, _: loop.call_soon_threadsafe(after, _TURNS_TO_READ, stop, number)
+
+    for number in HANDLED_SIGNALS:
+        stop = signal.getsignal(number)
+        if callable(stop):
+            signal.signal(number, delayed(stop))
+
+
 def uvicorn_config(app: Any, settings: Settings, **more: Any) -> uvicorn.Config:
     """What uvicorn is told. Nothing is left to its own environment variables."""
     server = settings.server
@@ -133,6 +165,7 @@ class Server(uvicorn.Server):
         super().__init__(uvicorn_config(app, settings))
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        read_before_stopping()
         try:
             not_ready = await prepare(self.database, self.settings.database.migrate_on_start)
         except MigrationFailed:

@@ -18,7 +18,8 @@ from api.app import create_app
 from api.migrations import prepare
 from api.settings import Settings
 from tests.support.asgi import lifespan
-from tests.support.backends import Backend, Leg, PostgresBackend, SqliteBackend
+from tests.support.backends import Backend, Leg, SqliteBackend
+from tests.support.pgbouncer import PgBouncerBackend, postgres_backend
 from tests.support.postgres import PostgresServers
 from tests.support.processes import python_environment
 from tests.support.server import ROOT, CommandServer
@@ -44,7 +45,7 @@ def new_backend(leg: Leg, folder: Path, servers: PostgresServers) -> Backend:
     folder.mkdir(parents=True, exist_ok=True)
     if leg == "sqlite":
         return SqliteBackend(folder)
-    return PostgresBackend(leg, servers.get(leg), folder)
+    return postgres_backend(leg, servers.get(leg), folder)
 
 
 def write_config(path: Path, sections: Mapping[str, Mapping[str, object]]) -> Path:
@@ -63,6 +64,8 @@ class Service(CommandServer):
 
     def __init__(self, backend: Backend, folder: Path, **database: object) -> None:
         self.backend = backend
+        if isinstance(backend, PgBouncerBackend):
+            database.setdefault("pooler", True)
         self.config = write_config(
             folder / "service.toml",
             {"database": {"url": backend.database_url, **database}, "logging": {"format": "json"}},

@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from tests.support.gate import install_commit_gate
+from tests.support.variant import retry_of_this_run
 from uow import Database, UnitOfWork, UnitOfWorkMiddleware, current_session, current_sync_session
 from uow.observe import Settlement, UnitObserver
 
@@ -138,7 +139,7 @@ def make_app(database: Database, told: Told) -> Starlette:
     app = Starlette(routes=routes, lifespan=lifespan)
     app.state.told = told
     app.state.standing = []
-    app.add_middleware(UnitOfWorkMiddleware, database=database)
+    app.add_middleware(UnitOfWorkMiddleware, database=database, retry=retry_of_this_run())
     return app
 
 

@@ -25,6 +25,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from tests.support.backends import Mode
+from tests.support.variant import retry_of_this_run
 from tests.uow.units import Item
 from uow import (
     Database,
@@ -121,7 +122,7 @@ class App(UnitObserver):
         ]
         routes.append(WebSocketRoute("/websocket/{key}", functools.partial(self.websocket, kinds.unit)))
         app = Starlette(routes=routes)
-        app.add_middleware(UnitOfWorkMiddleware, database=database)
+        app.add_middleware(UnitOfWorkMiddleware, database=database, retry=retry_of_this_run())
         return app
 
     async def websocket(self, unit: Callable[[str, str, Ending], Any], websocket: WebSocket) -> None:

@@ -21,6 +21,7 @@ from sqlalchemy.exc import IntegrityError
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tests.support.variant import retry_of_this_run
 from uow import Database, UnitOfWorkMiddleware, current_sync_session, on_commit
 
 CHUNKS = 3
@@ -169,6 +170,6 @@ def create_app() -> FastAPI:
     app.add_api_route("/state", state)
     app.add_exception_handler(IntegrityError, conflict)
     app.add_exception_handler(KeyError, conflict)
-    app.add_middleware(UnitOfWorkMiddleware, database=database)
+    app.add_middleware(UnitOfWorkMiddleware, database=database, retry=retry_of_this_run())
     app.add_middleware(Counting)
     return app

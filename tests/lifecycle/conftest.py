@@ -10,7 +10,8 @@ from sqlalchemy import create_engine
 
 from tests.lifecycle.model import Base
 from tests.lifecycle.service import Service
-from tests.support.backends import Backend, Leg, Mode, PostgresBackend, SqliteBackend
+from tests.support.backends import Backend, Leg, Mode, SqliteBackend
+from tests.support.pgbouncer import postgres_backend
 from tests.support.postgres import PostgresServers
 from tests.support.server import Serve, UvicornServer
 
@@ -39,7 +40,7 @@ def backend(
     if leg == "sqlite":
         made = SqliteBackend(folder)
     elif postgres_servers.available(leg):
-        made = PostgresBackend(leg, postgres_servers.get(leg), folder)
+        made = postgres_backend(leg, postgres_servers.get(leg), folder)
     elif leg == "pgsystem":
         pytest.skip("no PostgreSQL of the system found")
     else:

@@ -28,6 +28,7 @@ from tests.lifecycle import (
     web_sockets,
 )
 from tests.lifecycle.model import MappedError, attempt_told
+from tests.support.variant import retry_of_this_run
 from uow import Database, UnitOfWorkMiddleware, current_session, errors
 
 ROUTERS: dict[str, tuple[APIRouter, ...]] = {
@@ -54,7 +55,8 @@ def _apps(app: Starlette) -> list[Starlette]:
 
 
 def _ours(app: Starlette, database: Database, **options: Any) -> None:
-    app.add_middleware(UnitOfWorkMiddleware, database=database, commit_on={402}, **options)
+    retry = retry_of_this_run()
+    app.add_middleware(UnitOfWorkMiddleware, database=database, commit_on={402}, retry=retry, **options)
 
 
 def _fastapi(database: Database, *modes: str) -> FastAPI:

@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from tests.lifecycle.model import ALL_NAMES, NO_SUCH_ITEM, Item, Part
 from tests.support.asgi import Recorder, Timeline, run_asgi, watch
 from tests.support.backends import Backend, Mode
+from tests.support.variant import retry_of_this_run
 from uow import Database, UnitOfWorkMiddleware, current_session, current_sync_session, current_unit, on_commit
 
 Finish = Callable[[Timeline], Response]
@@ -83,7 +84,7 @@ async def _call(
 async def _app(backend: Backend, *routes: Route) -> AsyncIterator[Starlette]:
     async with Database(backend.database_url, pool_size=1, max_overflow=0) as database:
         app = Starlette(routes=list(routes))
-        app.add_middleware(UnitOfWorkMiddleware, database=database)
+        app.add_middleware(UnitOfWorkMiddleware, database=database, retry=retry_of_this_run())
         yield app
 
 
@@ -178,7 +179,8 @@ async def test_L5_nothing_that_the_app_still_sends_after_a_refusal_gets_out(
                 write_sync()
             await insists(send)
 
-        answer = await run_asgi(UnitOfWorkMiddleware(app, database=database), "POST", "/", timeline=timeline)
+        ours = UnitOfWorkMiddleware(app, database=database, retry=retry_of_this_run())
+        answer = await run_asgi(ours, "POST", "/", timeline=timeline)
     assert timeline == ["start 409", "body last"]
     assert b"lie" not in answer.body
 

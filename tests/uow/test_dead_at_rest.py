@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import Session
 
 from tests.faults.proxy import PostgresProxy
 from tests.support.backends import Backend, Mode, PostgresBackend
 from tests.support.wait import wait_until_async
 from tests.uow.conftest import Connect
-from tests.uow.units import count, elsewhere, insert, make_tables, names, request, within
+from tests.uow.units import Item, count, elsewhere, insert, make_tables, names, request, within
 from uow import Database, _liveness
 
 pytestmark = pytest.mark.backends("pg18", "pgsystem")
@@ -179,6 +180,34 @@ async def test_L7_a_ping_that_the_network_swallows_is_given_up(
         assert (await waiting).status == 201
 
     assert names(backend) == ["before", "after"]
+
+
+async def test_L7_a_rollback_that_fails_means_that_the_connection_is_lost(
+    backend: Backend, mode: Mode, connect: Connect
+) -> None:
+    """In psycopg's pipeline neither the error that came first nor that of the ROLLBACK has a name."""
+    make_tables(backend)
+    database = connect(backend)
+    await use(database, mode, "first")
+    monkeypatch = pytest.MonkeyPatch()  # the clock is patched by the fixture's
+
+    def again(session: Session) -> None:
+        dialect: Any = session.get_bind().dialect
+
+        def fails(_: Any) -> None:
+            raise dialect.loaded_dbapi.InterfaceError("cannot exit pipeline mode while busy")
+
+        monkeypatch.setattr(dialect, "do_rollback", fails)
+        session.add(Item(name="first"))
+        try:
+            session.flush()
+        finally:
+            monkeypatch.undo()
+
+    answer = await request(database, mode, again)
+
+    assert (answer.status, answer.json()["type"]) == (503, "/problems/connection-lost")
+    assert (await request(database, mode, insert("second"))).status == 201
 
 
 @pytest.mark.backends("sqlite")

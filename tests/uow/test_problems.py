@@ -108,6 +108,21 @@ async def test_each_sqlstate_has_its_problem(backend: Backend, mode: Mode, datab
         assert_problem(await request(database, mode, run(raised)), *expected)
 
 
+@pytest.mark.backends("pg18")
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("server login has been failing (server_login_retry)", "database-unavailable"),
+        ("expected another message", "connection-lost"),
+    ],
+)
+async def test_a_pooler_without_a_server_is_a_database_that_is_away(
+    mode: Mode, database: Database, words: str, name: str
+) -> None:
+    raised = f"DO $$ BEGIN RAISE EXCEPTION '{words}' USING ERRCODE = '08P01'; END $$"
+    assert_problem(await request(database, mode, run(raised)), name, 503, "1")
+
+
 @pytest.mark.backends("pg18", "pgsystem")
 @pytest.mark.parametrize(
     ("setting", "name"), [("lock_timeout", "lock-timeout"), ("statement_timeout", "time-is-up")]

@@ -11,6 +11,7 @@ import functools
 import inspect
 import logging
 import os
+import re
 from contextlib import suppress
 from socket import SHUT_RDWR, socket
 from threading import Thread
@@ -54,6 +55,10 @@ _CLASS_CONDITIONS = {
     "40": Condition.SERIALIZATION,
     "53": Condition.UNAVAILABLE,
 }
+
+# What PgBouncer says, in the words of a broken protocol, while the server behind it is away
+# (https://www.pgbouncer.org/config.html, server_login_retry).
+_NO_SERVER = re.compile(r"server[ _]login|cannot connect to server").search
 
 # A shorter limit of the role or the database stays: the user has chosen it. The one for locks is the shorter
 # of ours, so that the answer says what was waited for
@@ -181,6 +186,8 @@ class PostgreSQL(Adapter):
         state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
         if not isinstance(state, str):
             return Condition.OTHER
+        if state == "08P01" and _NO_SERVER(str(error)):
+            return Condition.UNAVAILABLE
         return _CONDITIONS.get(state) or _CLASS_CONDITIONS.get(state[:2], Condition.OTHER)
 
 

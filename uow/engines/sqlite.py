@@ -16,7 +16,7 @@ from time import perf_counter
 from typing import Any
 from weakref import WeakSet
 
-from sqlalchemy import URL, Connection, Engine, event
+from sqlalchemy import URL, Connection, Engine, ExceptionContext, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import await_only
 
@@ -116,6 +116,7 @@ class SQLite(Adapter):
     def prepare_writer(self, engine: Engine) -> None:
         event.listen(engine, "connect", _set_up)
         event.listen(engine, "begin", _begin_immediate)
+        event.listen(engine, "handle_error", _forget_read_only)
 
     def prepare_reader(self, engine: Engine) -> None:
         event.listen(engine, "connect", _set_up_reader)
@@ -205,6 +206,20 @@ def _keep_locked(connection: Connection, cursor: object, statement: str, *_: obj
         raise ReadOnlyUnitOfWork(f"{statement!r} on a reader: its connections stay read-only")
 
 
+def _forget_read_only(context: ExceptionContext) -> None:
+    """Drop a writer's connection that cannot write.
+
+    SQLite opens a file without the permission to write as one to read, and leaves it at that: the pool
+    would refuse all writes long after the permission has come.
+    """
+    if _is_read_only(context.original_exception):
+        context.is_disconnect = True
+
+
+def _is_read_only(error: BaseException) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_READONLY
+
+
 def _begin_immediate(connection: Connection) -> None:
     _send(connection, "BEGIN IMMEDIATE")
 
@@ -228,6 +243,8 @@ def _send(connection: Connection, statement: str) -> None:
         else:
             driver.execute(statement)
     except sqlite3.Error as error:
+        if _is_read_only(error):
+            connection.invalidate()  # as in `_forget_read_only`
         raise DBAPIError.instance(statement, None, error, sqlite3.Error) from error
     except BaseException:
         connection.invalidate()

@@ -50,6 +50,19 @@ def test_every_link_between_files_leads_somewhere(page: Path) -> None:
             assert anchor in anchors(found), f"{name_of(page)}: {target}"
 
 
+def test_what_repeats_a_fault_names_a_test_of_it() -> None:
+    page = (DOCS / "faults.md").read_text(encoding="utf-8")
+    there = "\n".join(
+        path.name + path.read_text(encoding="utf-8") for path in ROOT.glob("tests/faults/test_*.py")
+    )
+    named = re.findall(r'-k (?:"([^"]+)"|(\w+))', page)
+    words = {word for pair in named for word in "".join(pair).split(" or ")}
+    assert len(words) > 15
+    assert sorted(word for word in words if word not in there) == []
+    for path in re.findall(r"`pytest (\S+)`", page):
+        assert (ROOT / path).is_file(), path
+
+
 def anchors(page: Path) -> set[str]:
     """Where a link into a page may lead: its headings, as GitHub names them, and its own anchors."""
     text = page.read_text(encoding="utf-8")

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from contextvars import Token
 from dataclasses import dataclass
 from functools import partial
+from typing import Self
 
 from starlette.types import Message, Receive, Scope, Send
 
@@ -48,7 +49,8 @@ class Exchange(Place):
     token: Token[Place]
     """What to leave this place by; it knows the place around."""
 
-    def __init__(self, settings: Settings, scope: Scope, receive: Receive, send: Send) -> None:
+    def begin(self, settings: Settings, scope: Scope, receive: Receive, send: Send) -> Self:
+        """Take a request; no `__init__`, which Python 3.11 calls by a detour of 70 ns."""
         self.unit: UnitOfWork | None = None
         self.scope = scope
         self.server_receive = receive
@@ -57,6 +59,7 @@ class Exchange(Place):
         self.over = False  # its last body as well, or there will be none
         self._settings = settings
         self._answer: Answer | None = None
+        return self
 
     @property
     def database(self) -> Database:
@@ -163,11 +166,12 @@ class OptionedExchange(Exchange):
 
     __slots__ = ("_root", "clock", "seconds")
 
-    def __init__(self, settings: Settings, scope: Scope, receive: Receive, send: Send) -> None:
-        super().__init__(settings, scope, receive, send)
+    def begin(self, settings: Settings, scope: Scope, receive: Receive, send: Send) -> Self:
+        super().begin(settings, scope, receive, send)
         self._root: str = scope.get("root_path", "")  # mounts inside will move it
         self.clock: Clock | None = None
         self.seconds = 0.0
+        return self
 
     def began(self) -> float:
         """When the request came, in the time of the event loop."""

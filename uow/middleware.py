@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
@@ -27,9 +27,7 @@ class Replaying(Protocol):
         """What stands in for the app."""
         ...
 
-    def exchange(
-        self, middleware: ASGIApp, settings: Settings, scope: Scope, receive: Receive, send: Send
-    ) -> Exchange:
+    def exchange(self, middleware: ASGIApp) -> Exchange:
         """What stands in for the exchange of a request."""
         ...
 
@@ -82,7 +80,7 @@ class UnitOfWorkMiddleware:
         self._rules = Rules(rules, app) if rules else None
         self._settings = Settings(database, writing, reading, methods, self._check_wiring, self._rules)
         ours = OptionedExchange if rules or has_deadlines else Exchange
-        self._exchange = ours if retry is None else partial(retry.exchange, self)
+        self._exchange: Callable[[], Exchange] = ours if retry is None else partial(retry.exchange, self)
         self._checked_wiring = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,7 +88,7 @@ class UnitOfWorkMiddleware:
         if scope["type"] != "http":
             await self._pass_by(scope, receive, send)
             return
-        exchange = self._exchange(self._settings, scope, receive, send)
+        exchange = self._exchange().begin(self._settings, scope, receive, send)
         exchange.token = enter(exchange)
         try:
             try:

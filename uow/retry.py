@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, MutableMapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any
+from typing import Any, Self
 
 from anyio import move_on_after
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -67,12 +67,9 @@ class Retry:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)!r} is below 0")
 
-    def exchange(
-        self, middleware: ASGIApp, settings: Settings, scope: Scope, receive: Receive, send: Send
-    ) -> Exchange:
+    def exchange(self, middleware: ASGIApp) -> Exchange:
         """The exchange of a request that may be run again, by this middleware."""
-        before = receive.attempts if isinstance(receive, _Reader) else None
-        return _Attempt(before or _Attempts(self, middleware, scope, receive, send), settings, scope)
+        return _Attempt(self, middleware)
 
     def app(self, app: ASGIApp) -> ASGIApp:
         """The app, entered by the later attempts of a request one at a time."""
@@ -181,13 +178,19 @@ class _Saved:
 class _Attempt(OptionedExchange):
     """One attempt, dropped before anything of it was sent, or the one that answers."""
 
-    __slots__ = ("_attempts", "_reader")
+    __slots__ = ("_attempts", "_middleware", "_reader", "_retry")
 
-    def __init__(self, attempts: _Attempts, settings: Settings, scope: Scope) -> None:
-        self._reader = _Reader(attempts)
-        super().__init__(settings, scope, self._reader, attempts.send)
-        self._attempts = attempts
-        self.seconds = attempts.seconds
+    def __init__(self, retry: Retry, middleware: ASGIApp) -> None:
+        self._retry = retry
+        self._middleware = middleware
+
+    def begin(self, settings: Settings, scope: Scope, receive: Receive, send: Send) -> Self:
+        before = receive.attempts if isinstance(receive, _Reader) else None
+        self._attempts = before or _Attempts(self._retry, self._middleware, scope, receive, send)
+        self._reader = _Reader(self._attempts)
+        super().begin(settings, scope, self._reader, self._attempts.send)
+        self.seconds = self._attempts.seconds
+        return self
 
     def began(self) -> float:
         return self._attempts.began  # one deadline for all attempts

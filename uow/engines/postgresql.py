@@ -160,6 +160,8 @@ class PostgreSQL(Adapter):
             self.hang_up(driver)
 
     def hang_up(self, driver: Any) -> None:
+        if hasattr(driver, BORROWED):
+            return
         if hasattr(driver, "terminate"):  # asyncpg
             driver.terminate()
             return

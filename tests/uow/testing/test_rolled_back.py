@@ -7,11 +7,12 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from tests.support.asgi import run_asgi
 from tests.support.backends import Backend, Mode, PostgresBackend
 from tests.uow.conftest import Connect
 from tests.uow.testing.apps import app_with
 from tests.uow.testing.clients import TestClient, asgi_client
-from tests.uow.units import Told, count, in_thread, insert, make_tables, names, run, within
+from tests.uow.units import Told, app_of, count, endpoint, in_thread, insert, make_tables, names, run, within
 from uow import Database
 from uow.testing import rolled_back
 
@@ -46,6 +47,24 @@ def test_a_test_client_runs_the_app_in_loops_of_its_own(backend: Backend, mode: 
     with TestClient(app) as client, rolled_back(shop):
         assert client.get("/count").json() == 0
         assert client.post("/nut").status_code == 200
+
+    assert names(backend) == []
+
+
+@pytest.mark.backends("pg18")
+async def test_a_deadline_leaves_the_connection_of_the_test_alone(
+    backend: Backend, database: Database
+) -> None:
+    def slow(session: Session) -> None:
+        insert("late")(session)
+        session.execute(text("SELECT pg_sleep(0.6)"))
+
+    async with rolled_back(database):
+        late = await run_asgi(app_of(endpoint("sync", slow), database, deadline=0.2), "POST", "/work")
+        assert (late.status, late.json()["type"]) == (503, "/problems/time-is-up")
+        await within(database, "sync", insert("next"))
+        assert await within(database, "sync", count, read_only=True) == 1
+        assert await within(database, "sync", lambda s: s.scalar(text("SHOW statement_timeout"))) == "0"
 
     assert names(backend) == []
 

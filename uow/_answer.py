@@ -141,7 +141,7 @@ class Answer:
 
     async def _begin_answer(self, head: Message) -> None:
         if not self._exchange.started:
-            self._exchange.started = True
+            self._exchange.begun()
             await self._pass_on(head)
 
     async def _pass_on(self, message: Message) -> None:

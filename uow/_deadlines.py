@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import Context
 from typing import Any, Protocol, cast
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -14,10 +15,10 @@ _GRACE = 0.5  # seconds after the deadline that a driver has to leave by itself
 
 
 class Holder(Protocol):
-    """What holds the connection of a request."""
+    """What holds the connection of a request, or waits for one."""
 
-    def hang_up(self) -> bool:
-        """End the link under it, for whoever waits for an answer there; False if there is none."""
+    def cut(self) -> bool:
+        """End the link under it, for whoever waits for an answer there; False if nobody does."""
         ...
 
 
@@ -61,6 +62,7 @@ class Clock:
     def end(self) -> None:
         """The app was left."""
         self.stop()
+        self.holder = self._cutting = None  # what knows each other would be kept until a garbage collection
         if self.has_cut:
             self._task.uncancel()  # of the second time: the first is the time-out's own
 
@@ -70,11 +72,12 @@ class Clock:
         if not self._is_over and not self._timeout.expired():
             self._timeout.reschedule(when)
             if when is not None:
-                self._cutting = self._loop.call_at(when + _GRACE, self._cut)
+                # In no context: that of the request would keep it until its deadline.
+                self._cutting = self._loop.call_at(when + _GRACE, self._cut, context=Context())
 
     def _cut(self) -> None:
         """A driver that was cancelled asks the server to stop, and on a dead link it waits for its answer."""
-        if self.holder is not None and self.holder.hang_up():
+        if self.holder is not None and self.holder.cut():
             self.has_cut = True
             self._task.cancel()
 
@@ -83,6 +86,7 @@ class Timed(Protocol):
     """A request that has a clock."""
 
     name: str
+    started: bool
     clock: Clock | None
     seconds: float
     """How long it may take, where an attempt before this one has learnt it; else 0."""

@@ -91,7 +91,8 @@ def _handle_error(context: ExceptionContext, adapter: Adapter) -> BaseException 
 
 def _is_of_rollback(context: ExceptionContext, work: Watch) -> bool:
     """Whether it was ROLLBACK that failed, which only a lost connection makes it do."""
-    return context.statement is None and not work.commit_sent  # BEGIN is none: drivers send it by themselves
+    # A row that cannot be fetched has no statement either. BEGIN is none: drivers send it by themselves.
+    return context.statement is None and context.execution_context is None and not work.commit_sent
 
 
 def _throw_away(connection: Connection, adapter: Adapter) -> None:

@@ -83,6 +83,7 @@ class Exchange(Place):
             if self.started and not self.unit.outlives_start:  # since just now: see send()
                 raise _messages.closed(self.name)
             if self.started:
+                self.answering()  # a stream has a bound of its own
                 self.answer.begin_stream()
         return self.unit
 
@@ -143,6 +144,10 @@ class Exchange(Place):
 
     def answering(self) -> None:
         """The answer is there, and about to be judged."""
+
+    def begun(self) -> None:
+        """The answer begins: the unit is settled, or outlives it."""
+        self.started = True
 
     def may_replay(self, failure: BaseException) -> bool:
         """Whether the request is to run again after its unit has failed so: not by the core."""

@@ -53,14 +53,23 @@ def _wakes(
 @contextmanager
 def _bounded(hang_up: Callable[[], None], *, asynchronous: bool) -> Generator[None]:
     """End the link if what is done inside takes too long; neither driver can be asked to stop waiting."""
+    is_late = False
+
+    def end() -> None:
+        nonlocal is_late
+        is_late = True
+        hang_up()
+
     timer: asyncio.TimerHandle | threading.Timer
     if asynchronous:
-        timer = asyncio.get_running_loop().call_later(_PATIENCE, hang_up)
+        timer = asyncio.get_running_loop().call_later(_PATIENCE, end)
     else:
-        timer = threading.Timer(_PATIENCE, hang_up)
+        timer = threading.Timer(_PATIENCE, end)
         timer.daemon = True
         timer.start()
     try:
         yield
     finally:
         timer.cancel()
+    if is_late:  # answered at the last moment, and cut by then
+        raise TimeoutError("a ping was not answered in time")

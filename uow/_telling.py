@@ -110,13 +110,13 @@ def _settlement(unit: UnitOfWork, times: _Times | None) -> Settlement:
 
 def _reason(unit: UnitOfWork, handled: BaseException | None) -> str:
     """Why a unit was not committed, from the nearest cause to the farthest."""
+    if unit.failure is None and unit.is_rollback_only:
+        return "rollback-only"
     for error in (unit.failure, handled):
         if isinstance(error, UnitOfWorkError):
             return misuse_of(error).name
         if error is not None and (condition := unit.condition(error)) is not None:
             return PROBLEMS[condition].name
-    if unit.is_rollback_only:
-        return "rollback-only"
     if isinstance(handled, asyncio.CancelledError):
         return "cancelled"
     return "answer" if handled is None else type(handled).__name__

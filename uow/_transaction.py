@@ -146,7 +146,7 @@ class UnitTransaction(Watch):
 
     def _check_not_ended_by_driver(self) -> None:
         """A transaction that is to be rolled back was ended behind SQLAlchemy's back."""
-        if self.read_only or self.ended or self.failure is not None or not self.statements:
+        if self.read_only or self.ended or self.failure is not None or not self.statements or self.is_cut:
             return
         if any(self.lost_transaction(connection) for connection in self._live()):
             raise _messages.ended_by_text(self.name)
@@ -158,7 +158,7 @@ class UnitTransaction(Watch):
         if self.ended:
             raise self.doomed()
         for connection in self.connections:
-            if connection.invalidated:
+            if connection.invalidated or self.is_cut:
                 raise self.doomed()
 
     def _leave_clean(self, session: UnitSession) -> None:
@@ -166,6 +166,8 @@ class UnitTransaction(Watch):
         try:
             for result in self._results:
                 seal(result, self.name)
+            if self.is_limited:
+                self._forget_limit()
             while (savepoint := session.get_nested_transaction()) is not None:
                 savepoint.close()  # while there still is one: closing the session is too late for it
             for connection in self._live():
@@ -177,11 +179,16 @@ class UnitTransaction(Watch):
             logger.exception("%s: closing the session failed; its connection is thrown away", self.name)
             self.throw_away()
 
-    def _live(self) -> list[Connection]:
-        return [held for held in self.connections if not held.closed and not held.invalidated]
+    def _forget_limit(self) -> None:
+        """It may never have been sent: then it must not be, with the BEGIN of somebody else."""
+        for connection in self._live():
+            self.adapter.adopt(driver_of(connection))
 
     def _clean(self, connection: Connection) -> None:
         """Roll back what the driver still has open: after a failed COMMIT, SQLAlchemy would not."""
+        if self.is_cut:
+            connection.invalidate()
+            return
         try:
             if not (self.read_only and self._is_idle(connection)):
                 began = perf_counter()
@@ -209,7 +216,8 @@ class UnitTransaction(Watch):
 
     def throw_away(self) -> None:
         """Drop the connections, whatever state they are in; the server rolls back what they had open."""
-        self.hang_up()  # closing it in good order would wait for an answer
+        if self.asynchronous:
+            self.hang_up()  # closing it in good order would wait for an answer
         for connection in self._live():
             connection.invalidate()
 
@@ -221,6 +229,7 @@ class UnitTransaction(Watch):
             and self.unit.database.own
             and (self.in_autocommit or not self.adapter.needs_transaction_to_read())
             and self.failure is None
+            and not self.is_cut
             and not self.streams
             and all(
                 not connection.closed

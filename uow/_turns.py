@@ -85,6 +85,11 @@ class Turns:
         """Whether the caller has the turn: this is a call inside a call."""
         return self._owner is getcurrent()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether somebody is inside, and may be waiting there for an answer or for a connection."""
+        return self._lock.locked()
+
     def take(self, savepoint: Savepoint | None = None) -> bool:
         """Go inside; waits in a greenlet, and raises ConcurrentUse where that cannot be.
 

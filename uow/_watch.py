@@ -63,8 +63,8 @@ class Watch(Turns):
     __slots__ = (
         "_acknowledged", "_asked", "_committing", "_depth", "_failure_depth", "_internal", "_results",
         "_settler", "abandoned", "adapter", "commit_failed", "commit_sent", "connections", "ended", "failure",
-        "flushing", "in_autocommit", "is_limited", "outcome", "phase", "read_only", "statements", "streams",
-        "transaction", "unit",
+        "flushing", "in_autocommit", "is_cut", "is_limited", "outcome", "phase", "read_only", "statements",
+        "streams", "transaction", "unit",
     )  # fmt: skip
 
     def __init__(self, unit: UnitOfWork, *, in_autocommit: bool, asynchronous: bool) -> None:
@@ -84,6 +84,7 @@ class Watch(Turns):
         self._committing = False
         self._acknowledged = False
         self.abandoned = False
+        self.is_cut = False  # somebody has ended the link under its connection
         self.is_limited = False  # by what its request has left of its deadline
         self.statements = 0
         self.transaction: Any = None  # its name, for whoever asks what became of its COMMIT
@@ -132,6 +133,8 @@ class Watch(Turns):
         """Wait for a connection from here on, unless too many do so already."""
         self._asked = perf_counter()
         database = self.unit.database
+        if self.unit.clock is not None:
+            self.unit.clock.holder = self
         if database.max_waiting is None:
             return
         if len(database.waiting) >= database.max_waiting and self._is_one_too_many(database.max_waiting):
@@ -206,19 +209,29 @@ class Watch(Turns):
             self.tell(connection.__dict__[SECONDS_TO_BEGIN])
 
     def _heed(self, clock: Clock, connection: Connection) -> None:
-        """Let the deadline of the request reach the database."""
-        clock.holder = self
-        if not self.in_autocommit and (left := clock.left):
-            self.adapter.limit(connection, left)
+        """Let the deadline of the request reach the database; a stream outlives it."""
+        if not self.read_only and (left := clock.left):
             self.is_limited = True
+            self.adapter.limit(connection, left)
 
-    def hang_up(self) -> bool:
-        """End the link of the connection, whatever it waits for; what holds it then fails, and lets go."""
-        held = [held for held in self.connections if not held.closed and not held.invalidated]
-        if self.asynchronous:  # a thread has its statement cancelled first: see cut_off()
-            for connection in held:
+    def _live(self) -> list[Connection]:
+        return [held for held in self.connections if not held.closed and not held.invalidated]
+
+    def hang_up(self) -> None:
+        """End the link of the connection: what waits for an answer fails, and it serves nobody again."""
+        for connection in self._live():
+            self.is_cut = True
+            if self.asynchronous:
                 self.adapter.hang_up(driver_of(connection))
-        return bool(held)
+            else:  # a thread may be inside of the driver
+                self.adapter.interrupt(connection)
+
+    def cut(self) -> bool:
+        """Do so for whoever is inside of the session; False if nobody is."""
+        if not self.is_busy:
+            return False
+        self.hang_up()
+        return True
 
     def forget_connections(self) -> None:
         """The unit is over: what refers to this in circles would wait for a garbage collection."""

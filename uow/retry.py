@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncGenerator, MutableMapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Self
@@ -178,7 +177,10 @@ class _Saved:
 class _Attempt(OptionedExchange):
     """One attempt, dropped before anything of it was sent, or the one that answers."""
 
-    __slots__ = ("_attempts", "_middleware", "_reader", "_retry")
+    __slots__ = ("_attempts", "_middleware", "_reader", "_retry", "turn")
+
+    turn: Callable[[], None] | None
+    """How to let others go on who fight for the same rows."""
 
     def __init__(self, retry: Retry, middleware: ASGIApp) -> None:
         self._retry = retry
@@ -190,7 +192,23 @@ class _Attempt(OptionedExchange):
         self._reader = _Reader(self._attempts)
         super().begin(settings, scope, self._reader, self._attempts.send)
         self.seconds = self._attempts.seconds
+        self.turn = None
         return self
+
+    def leave_lane(self) -> None:
+        """The rows are free: neither the body nor what comes after it holds up others."""
+        turn, self.turn = self.turn, None
+        if turn is not None:
+            turn()
+
+    def begun(self) -> None:
+        super().begun()
+        self.leave_lane()
+
+    def send(self, message: Message) -> Awaitable[None]:
+        if self.unit is None:
+            self.leave_lane()
+        return super().send(message)
 
     def began(self) -> float:
         return self._attempts.began  # one deadline for all attempts
@@ -282,9 +300,10 @@ class _InTurn:
         lane = self._lanes.setdefault(loop, _Lane())
         lane.users += 1
         try:
-            async with lane.turn(place.lost + 1, self._retry):
-                await self.app(scope, receive, send)
+            place.turn = await lane.enter(place.lost + 1, self._retry)
+            await self.app(scope, receive, send)
         finally:
+            place.leave_lane()
             lane.users -= 1
             if not lane.users:
                 del self._lanes[loop]
@@ -300,25 +319,31 @@ class _Lane:
         self._changed = asyncio.Event()
         self._is_closed = False
 
-    @asynccontextmanager
-    async def turn(self, attempt: int, retry: Retry) -> AsyncGenerator[None]:
-        """Wait until the attempt may run; not for ever, because a handler may call its own service."""
+    async def enter(self, attempt: int, retry: Retry) -> Callable[[], None]:
+        """Wait until the attempt may run, not for ever: a handler may call its own service. How to leave."""
         is_last = 1 < attempt == retry.attempts
         is_alone = False
+
+        def leave() -> None:
+            if is_alone:
+                self._late.release()
+                self._is_closed &= not is_last
+            self._changed.set()
+
         try:
-            with move_on_after(retry.seconds):
+            with move_on_after(retry.longest_pause if attempt == 1 else retry.seconds):
                 is_alone = attempt > 1 and await self._late.acquire()
                 self._is_closed |= is_last
                 while self._inside if is_last else self._is_closed and attempt == 1:
                     self._changed.clear()
                     await self._changed.wait()
-            self._inside += 1
-            try:
-                yield
-            finally:
-                self._inside -= 1
-        finally:
-            if is_alone:
-                self._late.release()
-                self._is_closed &= not is_last
-            self._changed.set()
+        except BaseException:
+            leave()
+            raise
+        self._inside += 1
+
+        def done() -> None:
+            self._inside -= 1
+            leave()
+
+        return done

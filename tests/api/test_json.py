@@ -143,7 +143,7 @@ def test_no_depth_is_a_fault_of_the_service(
     assert_problem(
         answer, answer.status_code, {400: "bad-request", 422: "invalid-request"}[answer.status_code]
     )
-    assert (answer.status_code == 400) or depth < 2000
+    assert (answer.status_code == 400) or depth < 10_000  # newer Pythons can go deeper
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import os
 import re
 from contextlib import suppress
 from socket import SHUT_RDWR, socket
-from threading import Thread
+from threading import Thread, Timer
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -60,17 +60,12 @@ _CLASS_CONDITIONS = {
 # (https://www.pgbouncer.org/config.html, server_login_retry).
 _NO_SERVER = re.compile(r"server[ _]login|cannot connect to server").search
 
-# A shorter limit of the role or the database stays: the user has chosen it. The one for locks is the shorter
-# of ours, so that the answer says what was waited for
-# (https://www.postgresql.org/docs/current/runtime-config-client.html#GUC-LOCK-TIMEOUT).
-_LIMIT = " SELECT " + ", ".join(
-    f"set_config('{name}', least(nullif(extract(epoch FROM current_setting('{name}')::interval) * 1000, 0), "
-    f"{{{kind}}})::int::text, true)"
-    for name, kind in (("statement_timeout", "statement"), ("lock_timeout", "lock"))
-)
-_LIFT = "SET LOCAL statement_timeout TO DEFAULT;"
+_TIMEOUTS = ("statement_timeout", "lock_timeout")
 _MOST_MILLISECONDS = 2**31 - 1
+_LIFT = "SET LOCAL statement_timeout TO DEFAULT"
 _limits: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # to be sent with the next BEGIN or COMMIT
+_own_limits: WeakKeyDictionary[Any, dict[str, int]] = WeakKeyDictionary()  # of the role or the database
+_UNITS = {"": 1, "ms": 1, "s": 1000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}
 _SECONDS_TO_CANCEL = 1.0
 
 # https://www.postgresql.org/docs/current/libpq-status.html#LIBPQ-PQTRANSACTIONSTATUS
@@ -136,28 +131,56 @@ class PostgreSQL(Adapter):
                 _limits.pop(driver, None)  # of a unit that never began
 
     def limit(self, connection: Connection, seconds: float) -> None:
-        """Without a trip of its own through asyncpg, whose BEGIN is a text that more can follow."""
-        milliseconds = min(max(round(seconds * 1000), 1), _MOST_MILLISECONDS)
-        _tell(connection, _LIMIT.format(statement=milliseconds, lock=max(1, milliseconds * 9 // 10)))
+        """Without a trip of its own through asyncpg, whose BEGIN is a text that more can follow.
+
+        But for the first time on a connection, which is asked for what its role and database say. None of
+        these statements takes a snapshot: what the handler locks first is seen as it is then.
+        """
+        driver = driver_of(connection)
+        if hasattr(driver, BORROWED):
+            return
+        is_new = driver not in _own_limits
+        if is_new:
+            _own_limits[driver] = {
+                name: _milliseconds(connection.exec_driver_sql(f"SHOW {name}").scalar_one())
+                for name in _TIMEOUTS
+            }
+        ours = min(max(round(seconds * 1000), 1), _MOST_MILLISECONDS)
+        # The shorter one for locks, so that the answer says what was waited for
+        # (https://www.postgresql.org/docs/current/runtime-config-client.html#GUC-LOCK-TIMEOUT).
+        limits = {"statement_timeout": ours, "lock_timeout": max(1, ours * 9 // 10)}
+        own = _own_limits[driver]
+        texts = [f"SET LOCAL {name} = {min(most, own[name] or most)}" for name, most in limits.items()]
+        if hasattr(driver, _READS_TAGS) and not is_new:
+            _limits[driver] = "; ".join(["", *texts])
+        else:
+            for text in texts:
+                connection.exec_driver_sql(text)
 
     def lift_limit(self, connection: Connection) -> None:
-        _tell(connection, _LIFT)
+        driver = driver_of(connection)
+        if hasattr(driver, BORROWED):
+            return
+        if hasattr(driver, _READS_TAGS):
+            _limits[driver] = f"{_LIFT}; "
+        else:
+            connection.exec_driver_sql(_LIFT)
 
     def interrupt(self, connection: Connection) -> None:
-        """Cancel what a thread waits for, in another one: a link that is stalled would stop this one, too."""
-        if not connection.dialect.is_async:
-            driver = driver_of(connection)
-            Thread(target=self._cancel, args=(driver,), name="uow-cancel", daemon=True).start()
+        """Cancel what a thread waits for, in another one: a link that is stalled would stop this one, too.
 
-    def _cancel(self, driver: Any) -> None:
-        try:
-            if hasattr(driver, "cancel_safe"):
-                driver.cancel_safe(timeout=_SECONDS_TO_CANCEL)
-            else:
-                driver.cancel()
-        except Exception as error:
-            logger.warning("a statement could not be cancelled (%s): its link is cut", error)
-            self.hang_up(driver)
+        A moment later the link is cut, because it may be that nothing arrives on it. The connection must
+        not be used again.
+        """
+        if connection.dialect.is_async:
+            return
+        driver = driver_of(connection)
+        with suppress(Exception):  # a fake, or closed already
+            if not hasattr(driver, BORROWED):
+                cut = Timer(_SECONDS_TO_CANCEL, _shut_down, (_link_of(driver),))
+                cut.daemon = True
+                cut.start()
+        Thread(target=_cancel, args=(driver,), name="uow-cancel", daemon=True).start()
 
     def hang_up(self, driver: Any) -> None:
         if hasattr(driver, BORROWED):
@@ -165,9 +188,8 @@ class PostgreSQL(Adapter):
         if hasattr(driver, "terminate"):  # asyncpg
             driver.terminate()
             return
-        # It may be closed already. A duplicate: the driver goes on to own its own, and closes it once.
-        with suppress(Exception), socket(fileno=os.dup(driver.fileno())) as link:
-            link.shutdown(SHUT_RDWR)
+        with suppress(Exception):  # it may be closed already
+            _shut_down(_link_of(driver))
 
     def transaction_state(self, driver: Any) -> TransactionState:
         if hasattr(driver, "is_in_transaction"):  # asyncpg, which does not tell a failed one
@@ -193,17 +215,31 @@ class PostgreSQL(Adapter):
         return _CONDITIONS.get(state) or _CLASS_CONDITIONS.get(state[:2], Condition.OTHER)
 
 
-def _tell(connection: Connection, statement: str) -> None:
-    """Send it to the transaction of the unit, now or with what the driver sends next."""
-    driver = driver_of(connection)
-    if hasattr(driver, BORROWED):
-        return
-    if hasattr(driver, _READS_TAGS):
-        _limits[driver] = statement
-        return
-    cursor = connection.connection.cursor()
-    cursor.execute(statement)
-    cursor.close()
+def _milliseconds(shown: str) -> int:
+    """What SHOW says of a time, which has the largest unit that it is a multiple of."""
+    number = shown.rstrip("mshdin")
+    unit = shown[len(number) :]
+    return int(number) * _UNITS[unit]
+
+
+def _cancel(driver: Any) -> None:
+    try:
+        if hasattr(driver, "cancel_safe"):
+            driver.cancel_safe(timeout=_SECONDS_TO_CANCEL)
+        else:
+            driver.cancel()
+    except Exception as error:
+        logger.warning("a statement could not be cancelled (%s): its link is cut", error)
+
+
+def _link_of(driver: Any) -> socket:
+    """A second handle of the driver's socket: by then the number of the first may be another one's."""
+    return socket(fileno=os.dup(driver.fileno()))
+
+
+def _shut_down(link: socket) -> None:
+    with suppress(OSError), link:
+        link.shutdown(SHUT_RDWR)
 
 
 def _for_asyncpg(url: URL, given: dict[str, Any], settings: dict[str, str]) -> tuple[URL, dict[str, Any]]:

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from api import migrations
 from api.problems import DomainError, documented
 from api.routing import Router
-from uow import Database, UnitOfWork, current_session
+from uow import Database, UnitOfWork, current_session, unit_options
 from uow.observe import Settlement, UnitObserver
 from uow.problems import PROBLEMS, Condition, Problem
 
@@ -121,6 +121,7 @@ async def livez() -> Alive:
 
 
 @router.get("/readyz", responses=documented(NotReady, takes_input=False), summary="Can requests be served?")
+@unit_options(retry=False)  # who probes wants to know now
 async def readyz(request: Request) -> Ready:
     """503 while the database cannot be reached or written, or its migrations are not those of the code.
 

@@ -66,7 +66,8 @@ async def test_a_database_that_is_away_is_not_ready_until_it_is_back(
 ) -> None:
     stoppable.start()
     url = stoppable.url(stoppable.create_database(), driver)
-    async with in_process(database={"url": url, "pool_timeout": 5}) as (_, client):
+    database, units = {"url": url, "pool_timeout": 5}, {"retry_seconds": 1}
+    async with in_process(database=database, unit_of_work=units) as (_, client):
         assert (await client.get("/readyz")).status_code == 200
         stoppable.stop()
         answer = await client.get("/readyz")

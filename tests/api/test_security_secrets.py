@@ -83,6 +83,7 @@ def test_the_password_of_the_database_is_not_in_the_log(tmp_path: Path, level: s
         {
             "database": {"url": url, "migrate_on_start": "never", "pool_timeout": 1},
             "server": {"port": 0},
+            "unit_of_work": {"retry_seconds": 1},
             "logging": {"level": level, "format": "json"},
         },
     )

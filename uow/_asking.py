@@ -50,7 +50,7 @@ def learn_sync(work: UnitTransaction, unknown: OutcomeUnknown) -> None:
 
 
 def _asking(work: UnitTransaction, unknown: OutcomeUnknown) -> Asking:
-    asking = work.unit.database.outcome
+    asking = work.unit.asking
     if asking is None or not work.commit_sent or not work.adapter.over_a_link:
         raise unknown
     return asking

@@ -94,7 +94,7 @@ class UnitTransaction(Watch):
             raise _messages.savepoint_open(self.name)  # its block is half done
         session.flush()
         self.check_committable()
-        if not self.connections or (self.read_only and self.unit.database.own):
+        if not (self.connections or self.must_commit) or (self.read_only and self.unit.database.own):
             return  # a reader that the user brought may be a writer
         self._committing = True
         began = perf_counter()
@@ -112,7 +112,7 @@ class UnitTransaction(Watch):
 
     def _identify(self, connection: Connection) -> None:
         """Learn the name of the transaction, by which others can say later what became of it."""
-        asking = self.unit.database.outcome
+        asking = self.unit.asking
         if asking is not None and self.adapter.over_a_link and not self.read_only:  # that may be a standby
             self.transaction = asking.identify(connection)
 

@@ -15,7 +15,7 @@ import anyio
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from ._asking import learn, learn_sync
+from ._asking import Asking, learn, learn_sync
 from ._callbacks import Callback, run_callbacks, run_callbacks_sync
 from ._context import unit_around
 from ._deadlines import Clock
@@ -48,8 +48,8 @@ class UnitOfWork:
 
     __slots__ = (
         "_async_session", "_callbacks", "_connected", "_done", "_failure", "_given_options", "_outer",
-        "_phase", "_resolve", "_sync_only", "_sync_session", "_work", "attempt", "clock", "database",
-        "hurries", "is_request", "is_rollback_only", "may_retry", "name", "outcome",
+        "_phase", "_resolve", "_sync_only", "_sync_session", "_work", "asking", "attempt", "clock",
+        "database", "hurries", "is_request", "is_rollback_only", "may_retry", "name", "outcome",
     )  # fmt: skip
 
     database: Database
@@ -73,6 +73,7 @@ class UnitOfWork:
         outer: UnitOfWork | None = None,
     ) -> None:
         self.database = database
+        self.asking: Asking | None = database.outcome  # about a COMMIT whose answer was lost
         self.name = name
         self.is_request = is_request
         self.outcome = None
@@ -340,7 +341,7 @@ class UnitOfWork:
         if work.stop_entering() is not None or (work.connections and not work.closes_without_waiting):
             return False
         session = self._own_session()
-        if session.new or session.dirty or session.deleted:
+        if session.new or session.dirty or session.deleted or work.must_commit:
             return False
         work.settle(session, commit=commit)
         return True

@@ -1,0 +1,94 @@
+"""Apps whose requests have idempotency keys, for tests of `uow.idempotency`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import MetaData, create_engine
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from tests.support.asgi import Recorder, run_asgi
+from tests.support.backends import Backend, Mode
+from tests.uow.units import Work, endpoint, insert
+from uow import Database, UnitOfWorkMiddleware, current_session, current_sync_session
+from uow.idempotency import IdempotencyMiddleware, table
+
+REPLAYED = "idempotency-replayed"
+
+
+def make_keys(backend: Backend) -> None:
+    """Make the table of the keys."""
+    engine = create_engine(backend.url("sync"))
+    table(metadata := MetaData())
+    metadata.create_all(engine)
+    engine.dispose()
+
+
+def keyed(
+    endpoint: Callable[..., Any],
+    database: Database,
+    *,
+    unit: dict[str, Any] | None = None,
+    **options: Any,
+) -> Starlette:
+    """An app with one endpoint at `/work`; `unit` is for UnitOfWorkMiddleware."""
+    handlers = options.pop("handlers", None)
+    app = Starlette(
+        routes=[Route("/work", endpoint, methods=["GET", "POST", "PUT"])], exception_handlers=handlers
+    )
+    app.add_middleware(IdempotencyMiddleware, **{"principal": None, **options})
+    app.add_middleware(UnitOfWorkMiddleware, database=database, **(unit or {}))
+    return app
+
+
+class Counted:
+    """Work that inserts a row, and answers how often it was run."""
+
+    def __init__(self, *, status: int = 201, work: Work[Any] | None = None) -> None:
+        self.runs = 0
+        self.status = status
+        self.work = work
+
+    def __call__(self, session: Any) -> dict[str, int]:
+        self.runs += 1
+        insert(f"run-{self.runs}")(session)
+        if self.work is not None:
+            self.work(session)
+        return {"run": self.runs}
+
+
+def counting(mode: Mode, work: Counted) -> Callable[[Request], Any]:
+    """The endpoint that does it."""
+    if mode == "async":
+
+        async def handle(_: Request) -> Response:
+            return JSONResponse(await current_session().run_sync(work), work.status)
+
+        return handle
+
+    def handle_sync(_: Request) -> Response:
+        return JSONResponse(work(current_sync_session()), work.status)
+
+    return handle_sync
+
+
+async def send(
+    app: Any, key: str | None = "k-1", *, method: str = "POST", path: str = "/work", **options: Any
+) -> Recorder:
+    """One request with a key."""
+    headers = dict(options.pop("headers", {}))
+    if key is not None:
+        headers["Idempotency-Key"] = key
+    return await run_asgi(app, method, path, headers=headers, **options)
+
+
+def rows(backend: Backend) -> list[tuple[Any, ...]]:
+    """The keys that a second connection sees, each with the status of its answer."""
+    return backend.query('SELECT principal, "key", status FROM idempotency_keys ORDER BY principal, "key"')
+
+
+__all__ = ["REPLAYED", "Counted", "counting", "endpoint", "keyed", "make_keys", "rows", "send"]

@@ -1,0 +1,257 @@
+"""How the middleware is set up, what it costs who does not use it, and what is said where it is wrong."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+from sqlalchemy import MetaData, create_engine, inspect
+from starlette.applications import Starlette
+from starlette.endpoints import HTTPEndpoint
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.websockets import WebSocket
+
+from tests.support.asgi import lifespan, run_asgi
+from tests.support.backends import Backend, Mode
+from tests.uow.conftest import Connect
+from tests.uow.keys import REPLAYED, Counted, counting, keyed, make_keys, rows, send
+from tests.uow.units import Told, add, names
+from uow import Database, UnitOfWorkMiddleware, current_sync_session
+from uow.idempotency import IdempotencyMiddleware, create_table, drop_table, table
+from uow.idempotency._routes import find_endpoint, is_sync
+
+one = pytest.mark.backends("sqlite")
+
+
+async def fine(_: Request) -> Response:
+    return JSONResponse({"fine": True})
+
+
+class Nothing:
+    """Anything but a scope of HTTP."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        raise AssertionError("nobody asks")
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"ttl": 59}, "ttl=59 is no number of seconds from 60 to"),
+        ({"ttl": 10**12}, "ttl=1000000000000 is no number"),
+        ({"ttl": float("nan")}, "ttl=nan"),
+        ({"wait": -1}, "wait=-1 is below 0"),
+        ({"body_limit": -1}, "body_limit=-1 is below 0"),
+        ({"request_limit": -1}, "request_limit=-1 is below 0"),
+        ({"sessions": "both"}, 'sessions=\'both\' is none of "auto", "async", "sync"'),
+        ({"required": ["orders"]}, "required='orders' is no method and path"),
+        ({"required": ["POST /a*b"]}, "required='POST /a\\*b' is no method and path"),
+    ],
+)
+def test_a_wrong_option_is_refused(options: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        IdempotencyMiddleware(Nothing(), principal=None, **options)
+
+
+@one
+async def test_a_route_that_does_not_exist_stops_the_start(backend: Backend, database: Database) -> None:
+    app = keyed(fine, database, required=["POST /wokr"])
+    with pytest.raises(RuntimeError, match=r"required idempotency keys: .* did you mean POST /work"):
+        async with lifespan(app):
+            raise AssertionError("it has started")
+
+
+@one
+async def test_where_no_start_is_announced_the_first_request_says_so(
+    backend: Backend, database: Database
+) -> None:
+    answer = await send(keyed(fine, database, required=["POST /wokr"]), None)
+    assert "did you mean POST /work" in str(answer.error)
+
+
+@one
+@pytest.mark.parametrize(
+    ("required", "missing"),
+    [
+        (["POST /a/items"], {"POST /a/items"}),
+        (["POST /a/items/{id}"], {"POST /a/items/1"}),
+        (["* /a/*"], {"POST /a/items", "PUT /a/items", "POST /a/items/1"}),
+        (["PUT *"], {"PUT /a/items"}),
+        ([], set()),
+    ],
+)
+async def test_a_key_is_required_where_it_says(
+    backend: Backend, database: Database, required: list[str], missing: set[str]
+) -> None:
+    make_keys(backend)
+    routes = [
+        Route("/items", fine, methods=["GET", "POST", "PUT"]),
+        Route("/items/{id}", fine, methods=["POST"]),
+    ]
+    app = Starlette(routes=[Mount("/a", routes=routes)])
+    app.add_middleware(IdempotencyMiddleware, principal=None, required=required)
+    app.add_middleware(UnitOfWorkMiddleware, database=database)
+    asked = ["GET /a/items", "POST /a/items", "PUT /a/items", "POST /a/items/1"]
+    async with lifespan(app):
+        for root in ("", "/root"):
+            found = set()
+            for each in asked:
+                method, path = each.split()
+                answer = await run_asgi(app, method, root + path, scope={"root_path": root})
+                assert answer.status in (200, 400)
+                found |= {each} if answer.status == 400 else set()
+            assert found == missing
+
+
+@one
+async def test_outside_of_the_unit_it_says_where_it_belongs(backend: Backend, database: Database) -> None:
+    app = Starlette(routes=[Route("/work", fine, methods=["POST"])])
+    app.add_middleware(UnitOfWorkMiddleware, database=database)
+    app.add_middleware(IdempotencyMiddleware, principal=None)
+    assert "has to be inside of UnitOfWorkMiddleware" in str((await send(app)).error)
+    assert (await send(app, None)).status == 200
+
+
+@one
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT"])
+async def test_without_a_key_nothing_is_opened(backend: Backend, connect: Connect, method: str) -> None:
+    """L20; GET and HEAD do not even with one."""
+    database = connect(backend, observer=(told := Told()))
+    answer = await send(keyed(fine, database), "k-1" if method in ("GET", "HEAD") else None, method=method)
+    assert (answer.status, told.waits, told.outcomes) == (200, [], [])
+
+
+@one
+async def test_what_is_no_request_passes_by(backend: Backend, database: Database) -> None:
+    seen: list[str] = []
+
+    async def socket(web_socket: WebSocket) -> None:
+        seen.append(web_socket.scope["type"])
+        await web_socket.close()
+
+    app = keyed(fine, database)
+    app.router.routes.append(WebSocketRoute("/socket", socket))
+    headers = [(b"idempotency-key", b"k")]
+    scope = {"type": "websocket", "path": "/socket", "headers": headers, "subprotocols": []}
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "websocket.connect"}
+
+    async def take(message: Any) -> None:
+        sent.append(message["type"])
+
+    await app(scope, receive, take)
+    assert (seen, sent) == (["websocket"], ["websocket.close"])
+
+
+@pytest.mark.backends("sqlite", "pg18")
+@pytest.mark.parametrize("kind", ["async", "sync"])
+async def test_the_kind_of_session_can_be_said(backend: Backend, database: Database, kind: Mode) -> None:
+    """Of an app that is no Starlette's, nothing is known about its endpoints."""
+    make_keys(backend)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if kind == "sync":
+            session = current_sync_session()
+            session.connection().exec_driver_sql("INSERT INTO items (name) VALUES ('one')")
+        else:
+            await add("one")
+        await JSONResponse({"done": True}, 201)(scope, receive, send)
+
+    sessions: Any = kind
+    inner = IdempotencyMiddleware(app, principal=None, sessions=sessions)
+    outer = UnitOfWorkMiddleware(inner, database=database)
+    first, again = [await send(outer, path="/any") for _ in range(2)]
+    assert (first.status, again.status, again.headers[REPLAYED]) == (201, 201, "true")
+    assert names(backend) == ["one"]
+
+
+@one
+async def test_a_guess_that_is_wrong_is_told(backend: Backend, database: Database) -> None:
+    make_keys(backend)
+
+    async def handle(_: Request) -> Response:
+        current_sync_session()
+        raise AssertionError("it got one")
+
+    answer = await send(keyed(handle, database))
+    assert (answer.status, answer.json()["type"]) == (500, "/problems/mixed-sessions")
+
+
+class Resource(HTTPEndpoint):
+    async def post(self, _: Request) -> Response:
+        await add("from a class")
+        return JSONResponse({}, 201)
+
+    def put(self, _: Request) -> Response:
+        session = current_sync_session()
+        session.connection().exec_driver_sql("INSERT INTO items (name) VALUES ('in a thread')")
+        return JSONResponse({}, 201)
+
+
+@one
+async def test_a_class_of_endpoints_has_both_kinds(backend: Backend, database: Database) -> None:
+    make_keys(backend)
+    app = Starlette(routes=[Route("/work", Resource)])
+    app.add_middleware(IdempotencyMiddleware, principal=None)
+    app.add_middleware(UnitOfWorkMiddleware, database=database)
+    for method, key in (("POST", "a"), ("PUT", "b")):
+        answers = [await send(app, key, method=method) for _ in range(2)]
+        assert [REPLAYED in answer.headers for answer in answers] == [False, True]
+    assert names(backend) == ["from a class", "in a thread"]
+
+
+def test_what_is_known_of_an_endpoint_already_is_used() -> None:
+    scope = {"method": "POST", "endpoint": fine}
+    assert find_endpoint(scope) is fine
+    assert is_sync(partial(partial(make_keys)), scope)
+    assert not is_sync(partial(fine), scope)
+
+
+def test_what_is_no_function_is_taken_for_async() -> None:
+    scope = {"method": "POST"}
+    assert not any(is_sync(each, scope) for each in (None, Nothing(), Resource, type("Empty", (), {})))
+
+
+@one
+async def test_another_header_can_have_the_key(backend: Backend, database: Database) -> None:
+    make_keys(backend)
+    app = keyed(counting("async", Counted()), database, header="X-Request-Key", required=["POST /work"])
+    missing = await send(app)
+    assert (missing.status, missing.json()["detail"]) == (400, "Send X-Request-Key with this request.")
+    answers = [await send(app, None, headers={"X-Request-Key": "k"}) for _ in range(2)]
+    assert answers[1].headers[REPLAYED] == "true"
+
+
+@one
+async def test_people_see_in_the_table_what_was_asked(backend: Backend, database: Database) -> None:
+    make_keys(backend)
+    app = keyed(counting("async", Counted()), database)
+    app.router.routes.append(Route("/{path:path}", counting("async", Counted()), methods=["POST"]))
+    await send(app, "a", path="/caf\u00e9/\x00 %")
+    await send(app, "b", path="/" + "x" * 1000)
+    (plain,), (cut,) = backend.query("SELECT request FROM idempotency_keys ORDER BY key")
+    assert plain == "POST /caf%C3%A9/%00%20%25"
+    assert (len(cut), cut[:8]) == (512, "POST /xx")
+    assert len(rows(backend)) == 2
+
+
+@pytest.mark.backends("sqlite", "pg18")
+def test_the_table_of_a_migration_is_that_of_the_metadata(backend: Backend) -> None:
+    from alembic.autogenerate import compare_metadata  # noqa: PLC0415 - the library does without it
+    from alembic.migration import MigrationContext  # noqa: PLC0415 - as above
+    from alembic.operations import Operations  # noqa: PLC0415 - as above
+
+    table(metadata := MetaData())
+    engine = create_engine(backend.url("sync"))
+    with engine.begin() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        create_table(Operations(context))
+        assert compare_metadata(context, metadata) == []
+        drop_table(Operations(context))
+        assert inspect(connection).get_table_names() == []
+    engine.dispose()

@@ -63,8 +63,8 @@ class Watch(Turns):
     __slots__ = (
         "_acknowledged", "_asked", "_committing", "_depth", "_failure_depth", "_internal", "_results",
         "_settler", "abandoned", "adapter", "commit_failed", "commit_sent", "connections", "ended", "failure",
-        "flushing", "in_autocommit", "is_cut", "is_limited", "outcome", "phase", "read_only", "statements",
-        "streams", "transaction", "unit",
+        "flushing", "in_autocommit", "is_cut", "is_limited", "must_commit", "outcome", "phase", "read_only",
+        "statements", "streams", "transaction", "unit",
     )  # fmt: skip
 
     def __init__(self, unit: UnitOfWork, *, in_autocommit: bool, asynchronous: bool) -> None:
@@ -84,6 +84,7 @@ class Watch(Turns):
         self._committing = False
         self._acknowledged = False
         self.abandoned = False
+        self.must_commit = False  # though it has no connection: somebody writes in `before_commit`
         self.is_cut = False  # somebody has ended the link under its connection
         self.is_limited = False  # by what its request has left of its deadline
         self.statements = 0

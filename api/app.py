@@ -14,11 +14,14 @@ from api.database import open_database
 from api.items.router import router as items
 from api.logging import RequestLogMiddleware, RequestObserver
 from api.orders.router import router as orders
+from api.outbox import relaying
 from api.request_id import ProblemDocumentMiddleware
 from api.settings import Settings, UnitOfWorkSettings
 from api.slow_units import observer_of
 from api.strict import strict_request
 from uow import Database, UnitOfWorkMiddleware
+from uow.idempotency import IdempotencyMiddleware, sweeping
+from uow.outbox import Outbox
 from uow.retry import Retry
 
 
@@ -27,23 +30,17 @@ def create_app(settings: Settings) -> FastAPI:
     observer = observer_of(settings.logging)
     storage = health.Storage(observer)
     database = open_database(settings, storage)
+    outbox = settings.outbox.opened(database)
     app = FastAPI(
         title=settings.service.title,
         responses=problems.documented_everywhere(),
         **documentation.OPTIONS,
-        lifespan=_closing(database, observer),
+        lifespan=_running(outbox, observer, settings),
     )
     app.state.database, app.state.storage = database, storage
     app.state.require_if_match = settings.service.require_if_match
     # The last one added is the outermost: it sees what the client sees.
-    app.add_middleware(
-        UnitOfWorkMiddleware,
-        database=database,
-        stream_timeout=settings.unit_of_work.stream_timeout,
-        retry=_retry(settings.unit_of_work),
-        deadline=settings.unit_of_work.deadline or None,
-        rules=[rule.as_given() for rule in settings.unit_of_work.rules],
-    )
+    _add_units(app, database, settings)
     # Not FastAPI's own argument: that one stands outside of all middleware, so nothing of it was logged.
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.server.max_body_size)
     # The framework has one of these outside of all middleware, whose answers have none of its headers.
@@ -65,6 +62,21 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
+def _add_units(app: FastAPI, database: Database, settings: Settings) -> None:
+    """A unit for each request, and inside of it the keys, whose rows it commits."""
+    if settings.idempotency.enabled:
+        options = settings.idempotency.options(request_limit=settings.server.max_body_size)
+        app.add_middleware(IdempotencyMiddleware, **options)
+    app.add_middleware(
+        UnitOfWorkMiddleware,
+        database=database,
+        stream_timeout=settings.unit_of_work.stream_timeout,
+        retry=_retry(settings.unit_of_work),
+        deadline=settings.unit_of_work.deadline or None,
+        rules=[rule.as_given() for rule in settings.unit_of_work.rules],
+    )
+
+
 def _retry(settings: UnitOfWorkSettings) -> Retry | None:
     """No handler here reaches outside of the database, so every route may run again."""
     if settings.retry_attempts == 1:
@@ -76,12 +88,19 @@ def _retry(settings: UnitOfWorkSettings) -> Retry | None:
     )
 
 
-def _closing(
-    database: Database, observer: RequestObserver
+def _running(
+    outbox: Outbox, observer: RequestObserver, settings: Settings
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with database:
+        keys = settings.idempotency
+        every = keys.sweep_every if keys.enabled else 0
+        listens = not settings.database.pooler
+        async with (
+            (database := outbox.database),
+            sweeping(database, every=every),
+            relaying(settings.outbox, outbox, listens=listens),
+        ):
             with observer.watching():
                 yield
 

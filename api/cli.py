@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from api.commands import check, database, key, serve, show
+from api.commands import check, database, key, outbox, serve, show
 
 
 class ServeByDefault(TyperGroup):
@@ -29,5 +29,5 @@ app = typer.Typer(
     "2 the configuration or the command line is wrong; 65 the schema is not what the code needs; "
     "69 the database cannot be used; 71 the address cannot be listened on; 130 it was interrupted.",
 )
-for group in (serve, check, database, show, key):
+for group in (serve, check, database, show, key, outbox):
     app.add_typer(group.commands)

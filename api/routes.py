@@ -14,6 +14,7 @@ from api.units import spelt_seconds
 # is what happens.
 from uow._options import UnitOptions, options_of
 from uow._rules import Declared, Rules, declared
+from uow.idempotency import IdempotencyMiddleware
 from uow.middleware import UnitOfWorkMiddleware
 
 _UNTOUCHED: Any = object()
@@ -67,11 +68,25 @@ def wrong_rules(app: FastAPI) -> Iterator[tuple[int, str]]:
             yield number, str(error).removeprefix("rule 1 ")  # each is asked alone
 
 
+def wrong_required(app: FastAPI) -> Iterator[tuple[int, str]]:
+    """The number, from 0, of each route that is to want a key and does not exist, and what is said of it."""
+    for keywords in _added(app, IdempotencyMiddleware):
+        for number, match in enumerate(keywords["required"]):
+            try:
+                Rules([{"match": match, "read_only": False}], app).bind()
+            except ValueError as error:
+                yield number, str(error).removeprefix("rule 1 ")
+
+
 def _keywords(app: FastAPI) -> dict[str, Any]:
     """What the app gives to its middleware."""
+    (ours,) = _added(app, UnitOfWorkMiddleware)
+    return ours
+
+
+def _added(app: FastAPI, kind: Any) -> Iterator[dict[str, Any]]:
     added: list[Any] = [*app.user_middleware]
-    (ours,) = [each for each in added if each.cls is UnitOfWorkMiddleware]
-    return dict(ours.kwargs)
+    return (dict(each.kwargs) for each in added if each.cls is kind)
 
 
 def _options(middleware: UnitOfWorkMiddleware, route: Declared, method: str) -> tuple[Option, ...]:

@@ -34,8 +34,13 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 # What a page of another origin may send and read.
 _METHODS = ("GET", "HEAD", "POST", "PATCH", "DELETE")
-_READ_HEADERS = ("Authorization", "Content-Type", "If-Match", "If-None-Match", "X-Request-ID")
-_TOLD_HEADERS = ("Allow", "ETag", "Link", "Location", "Retry-After", "WWW-Authenticate", "X-Request-ID")
+_READ_HEADERS = (
+    "Authorization", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match", "X-Request-ID",
+)  # fmt: skip
+_TOLD_HEADERS = (
+    "Allow", "ETag", "Idempotency-Replayed", "Link", "Location", "Retry-After", "WWW-Authenticate",
+    "X-Request-ID",
+)  # fmt: skip
 
 
 class KeyRequired(DomainError):

@@ -16,7 +16,9 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from api.idempotency import IdempotencySettings
 from api.origin import Origin, Values, guess
+from api.outbox import OutboxSettings
 from api.secret_files import SecretFile, UnusableSecret, read_secret_files
 from api.section import conflict
 from api.sections import (
@@ -32,8 +34,10 @@ __all__ = [
     "DEFAULT_FILE",
     "ConfigurationError",
     "DatabaseSettings",
+    "IdempotencySettings",
     "LoggingSettings",
     "Origin",
+    "OutboxSettings",
     "SecuritySettings",
     "ServerSettings",
     "ServiceSettings",
@@ -66,6 +70,8 @@ class Settings(BaseSettings):
     server: ServerSettings = ServerSettings()
     database: DatabaseSettings = DatabaseSettings()
     unit_of_work: UnitOfWorkSettings = UnitOfWorkSettings()
+    idempotency: IdempotencySettings = IdempotencySettings()
+    outbox: OutboxSettings = OutboxSettings()
     security: SecuritySettings = SecuritySettings()
     logging: LoggingSettings = LoggingSettings()
 

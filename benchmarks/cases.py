@@ -9,12 +9,13 @@ from typing import Any
 
 from sqlalchemy import event, insert
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from starlette.types import ASGIApp
 
 from benchmarks.bare import app_with_empty_middleware, app_with_idle_uow, bare_app
 from benchmarks.by_hand import app_by_hand
 from benchmarks.drive import CONCURRENCY, Requests, Variant
 from benchmarks.models import ITEMS, Base, Item
-from benchmarks.with_uow import app_with_uow
+from benchmarks.with_uow import app_with_events, app_with_keys, app_with_uow
 from tests.support.postgres import PostgresServer, wheel_binaries
 from uow import Database
 from uow.outcome import TrueOutcome
@@ -25,8 +26,14 @@ CASES = {
     "W2": "list of 50",
     "W3": "insert",
     "W4": "lock a row, change it, insert another",
+    "K3": "W3 without and with an idempotency key",
+    "K4": "W4 without and with an idempotency key",
+    "E3": "W3 without and with an event",
+    "E4": "W4 without and with an event",
 }
 WRITES = ("W3", "W4")
+WITH_KEYS = ("K3", "K4")
+WITH_EVENTS = ("E3", "E4")
 ENGINES = ("sqlite", "postgresql")
 
 POOL: dict[str, Any] = {"pool_size": CONCURRENCY, "max_overflow": 0, "pool_timeout": 60}
@@ -52,9 +59,9 @@ def requests_of(case: str) -> Requests:
                 yield "GET", f"/items/{item}", ""
             case "W2":
                 yield "GET", "/items/", ""
-            case "W3":
+            case "W3" | "K3" | "E3":
                 yield "POST", "/items/", f"name=item-{number}"
-            case "W4":
+            case "W4" | "K4" | "E4":
                 yield "POST", f"/items/{item}/receipts", "quantity=1"
 
 
@@ -99,14 +106,20 @@ async def variants_of(case: str, url: str) -> AsyncIterator[list[Variant]]:
     database = Database(url, **POOL)
     if case == "N0":
         bare = [("bare FastAPI", bare_app()), ("empty middleware", app_with_empty_middleware())]
-        apps = [*bare, ("uow", app_with_idle_uow(database))]
-        yield [Variant(name, app, requests_of(case)) for name, app in apps]
+        idle = [*bare, ("uow", app_with_idle_uow(database))]
+        yield [Variant(name, app, requests_of(case)) for name, app in idle]
         return
     engine = engine_by_hand(url)
     await _fill(engine)
-    apps = [("Depends by hand", app_by_hand(engine)), ("uow", app_with_uow(database))]
+    apps: list[tuple[str, ASGIApp]] = [("uow", app_with_uow(database))]
     asking = Database(url, **POOL, outcome=TrueOutcome())
-    if database.adapter.over_a_link and case in WRITES:
+    if case in WITH_KEYS:
+        apps.append(("uow, key", app_with_keys(database)))
+    elif case in WITH_EVENTS:
+        apps.append(("uow, event", app_with_events(database)))
+    else:
+        apps.insert(0, ("Depends by hand", app_by_hand(engine)))
+    if database.adapter.over_a_link and case in (*WRITES, *WITH_KEYS):
         apps.append(("uow, TrueOutcome", app_with_uow(asking)))
     yield [Variant(name, app, requests_of(case)) for name, app in apps]
     await asking.dispose()

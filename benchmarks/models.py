@@ -4,11 +4,17 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import ForeignKey
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from uow import idempotency, outbox
+
 ITEMS = 500
 
 
 class Base(DeclarativeBase):
     pass
+
+
+idempotency.table(Base.metadata)
+outbox.table(Base.metadata)
 
 
 class Item(Base):

@@ -183,7 +183,7 @@ def lists_of_tables() -> dict[str, list[str]]:
 
 
 def test_every_key_of_a_list_of_tables_is_documented_and_in_the_file_of_the_project() -> None:
-    assert set(lists_of_tables()) == {"unit_of_work.rules", "security.keys"}
+    assert set(lists_of_tables()) == {"unit_of_work.rules", "security.keys", "outbox.destinations"}
     page = (DOCS / "configuration.md").read_text(encoding="utf-8")
     file = (ROOT / "config.toml").read_text(encoding="utf-8")
     for name, keys in lists_of_tables().items():

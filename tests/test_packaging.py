@@ -36,6 +36,7 @@ OPTIONAL_PACKAGES = (
     "alembic",
     "asyncpg",
     "fastapi",
+    "httpx",
     "orjson",
     "psycopg",
     "pydantic",
@@ -129,16 +130,17 @@ def test_the_core_needs_three_packages(metadata: Message) -> None:
 
 
 def test_the_extras_are_the_drivers_and_the_service(metadata: Message) -> None:
-    assert set(metadata.get_all("Provides-Extra", [])) == {"sqlite", "postgresql", "service"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {"sqlite", "postgresql", "service", "webhooks"}
     of_extra = {
         extra: {
             each.name
             for each in requirements(metadata)
             if each.marker is not None and each.marker.evaluate({"extra": extra})
         }
-        for extra in ("sqlite", "postgresql", "service")
+        for extra in ("sqlite", "postgresql", "service", "webhooks")
     }
     assert of_extra["sqlite"] == {"aiosqlite"}
+    assert of_extra["webhooks"] == {"httpx"}
     assert of_extra["postgresql"] == {"asyncpg", "psycopg"}
     assert of_extra["sqlite"] | of_extra["postgresql"] <= of_extra["service"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakeredis import TcpFakeServer
@@ -200,3 +202,20 @@ def test_sqlmodels_session_is_that_of_the_request(tmp_path: Path, serve: Serve) 
     assert (made.status_code, made.json()) == (201, {"id": 1, "name": "Ada"})
     assert client.get("/heroes/").json() == [{"id": 1, "name": "Ada"}]
     assert folder.query("SELECT name FROM hero", "heroes.db") == [("Ada",)]
+
+
+def test_a_broker_gets_what_was_committed(tmp_path: Path, serve: Serve, redis: str) -> None:
+    folder = Folder(tmp_path, "events.md", serve, redis)
+    client = folder.serve("with_events:app").client()
+    folder.execute(COMMIT_REFUSES_NO)
+    assert client.post("/told/", params={"name": "no"}).status_code >= 400
+    made = client.post("/told/", params={"name": "pen"})
+    assert made.status_code == 201
+    with Redis.from_url(redis, decode_responses=True) as made_broker:
+        broker: Any = made_broker  # its types are those of the async one as well
+        wait_until(lambda: broker.xlen("items") >= 1, "the event is in the stream")
+        ((_, entry),) = broker.xrange("items")
+    event = json.loads(entry["event"])
+    assert (event["id"], event["type"]) == (entry["id"], "item.created")
+    assert event["data"] == {"item_id": made.json()["id"], "name": "pen"}
+    wait_until(lambda: folder.query("SELECT * FROM outbox_events") == [], "it is not owed any more")

@@ -24,6 +24,7 @@ OF_TEST_RECIPE_FILES = {
     "tasks.py",
     "with_arq.py",
     "with_celery.py",
+    "with_events.py",
 }
 
 Names = dict[str, Any]

@@ -11,7 +11,7 @@ import typer
 from api.app import create_app
 from api.logging import configure_logging
 from api.migrations import MigrationFailed
-from api.routes import wrong_rules
+from api.routes import wrong_required, wrong_rules
 from api.settings import DEFAULT_FILE, ConfigurationError, Origin, Settings, Values, load_with_origin
 
 # Documented in docs/configuration.md: 0 is "as asked". From 64 on they mean what they mean in sysexits.h,
@@ -53,12 +53,14 @@ def fail(message: str, code: int = FAILED) -> typer.Exit:
 
 
 def refuse_wrong_rules(settings: Settings, origin: Origin) -> None:
-    """End the command if a rule is for no route: which routes there are is known to the app alone."""
-    if not settings.unit_of_work.rules:
-        return
-    for number, reason in wrong_rules(create_app(settings)):
-        location = ("unit_of_work", "rules", number - 1, "match")
-        raise fail(origin.wrong(location, reason), MISUSED)
+    """End the command if something is for no route: which routes there are is known to the app alone."""
+    if settings.unit_of_work.rules:
+        for number, reason in wrong_rules(create_app(settings)):
+            location = ("unit_of_work", "rules", number - 1, "match")
+            raise fail(origin.wrong(location, reason), MISUSED)
+    if settings.idempotency.required:
+        for number, reason in wrong_required(create_app(settings)):
+            raise fail(origin.wrong(("idempotency", "required", number), reason), MISUSED)
 
 
 def cannot_migrate(settings: Settings, origin: Origin, error: MigrationFailed) -> typer.Exit:

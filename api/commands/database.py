@@ -1,4 +1,4 @@
-"""`migrate`, `seed` and `backup`: what is done to a database from outside of the service."""
+"""`migrate`, `seed`, `sweep` and `backup`: what is done to a database from outside of the service."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from api.commands.common import (
 from api.database import run_with_database
 from api.items.models import Item
 from uow import Database
+from uow.idempotency import sweep as sweep_keys
 
 commands = typer.Typer()
 
@@ -84,6 +85,37 @@ def seed(items: Items = 100, config: Config = None) -> None:
     typer.echo(f"{shown} has {items} more items.")
 
 
+@commands.command(epilog=examples("python -m api sweep", "python -m api sweep --config production.toml"))
+def sweep(config: Config = None) -> None:
+    """Remove the idempotency keys that have expired, a few hundred in each unit.
+
+    A service does so itself, every [idempotency] sweep_every.
+    """
+    settings, origin = read_settings(config)
+    file, shown = settings.database.file, settings.database.shown
+    if file is not None and not file.exists():  # to look inside would make it
+        raise fail(f"{shown}: cannot sweep: {migrations.lack_of(None)}", SCHEMA)
+    try:
+        removed = run_with_database(settings, _sweep)
+    except migrations.FROM_OUTSIDE as error:
+        reason = f"{shown}: cannot sweep: {migrations.reason_of(error)}"
+        raise fail(origin.wrong(("database", "url"), reason), UNAVAILABLE) from None
+    if isinstance(removed, str):
+        raise fail(f"{shown}: cannot sweep: {removed}", SCHEMA)
+    typer.echo(f"{shown}: {removed} idempotency keys have expired and are removed.")
+
+
+async def _sweep(database: Database) -> int | str:
+    """How many were removed, or what the schema lacks."""
+    return await _lack_in(database, "sweep") or await sweep_keys(database)
+
+
+async def _lack_in(database: Database, name: str) -> str | None:
+    async with database.new_unit(read_only=True, name=name) as unit:
+        revision = await unit.session.run_sync(lambda each: migrations.revision_of(each.connection()))
+    return migrations.lack_of(revision)
+
+
 def _bar() -> Progress:
     """How far it is, for people: what a file or a pipe gets is the message of the end alone."""
     console = Console(stderr=True)
@@ -93,9 +125,7 @@ def _bar() -> Progress:
 
 async def _seed(database: Database, items: int, advance: Callable[[int], object]) -> str | None:
     """Add them, or answer what the schema lacks."""
-    async with database.new_unit(read_only=True, name="seed") as unit:
-        revision = await unit.session.run_sync(lambda each: migrations.revision_of(each.connection()))
-    if lack := migrations.lack_of(revision):
+    if lack := await _lack_in(database, "seed"):
         return lack
     for first in range(0, items, _IN_ONE_UNIT):
         added = range(first, min(first + _IN_ONE_UNIT, items))

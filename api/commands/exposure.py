@@ -35,9 +35,13 @@ def _is_loopback(host: str) -> bool:
 
 
 def _readable(settings: Settings, origin: Origin) -> list[str]:
+    destinations = settings.outbox.destinations
     files = [settings.server.tls_key, settings.database.password_file, *map(str, origin.secrets.values())]
+    files += [each.secret_file for each in destinations]
     in_file = str(origin.path) in origin.of_value("database", "url")
-    if origin.path and in_file and settings.database.url_is_secret:
+    signed = any(each.secrets for each in destinations)
+    signed = signed and str(origin.path) in origin.of_value("outbox", "destinations")
+    if origin.path and (signed or (in_file and settings.database.url_is_secret)):
         files.append(str(origin.path))
     return [
         f"{file} has a secret that every user of this machine may read: chmod o= {file}"

@@ -12,6 +12,7 @@ from api.conditional import (
     ConditionalEdit,
     Representation,
 )
+from api.idempotency import KEYED, TAKES_KEY
 from api.items import service
 from api.items.errors import ItemInUse, ItemNotFound, ReceiptNotFound, SkuTaken, StockLimitExceeded
 from api.items.models import Item, Receipt
@@ -46,7 +47,8 @@ def shown(item: Item) -> Representation:
     "/",
     status_code=201,
     response_model=ItemAnswer,
-    responses=documented(SkuTaken, UnsupportedMediaType, body=True) | tagged(201, AFTER_CREATION),
+    responses=documented(SkuTaken, UnsupportedMediaType, *KEYED, body=True) | tagged(201, AFTER_CREATION),
+    dependencies=TAKES_KEY,
     summary="Create an item",
 )
 async def create_item(new: NewItem) -> Response:
@@ -79,8 +81,9 @@ async def get_item(item_id: PathId, conditions: Conditional) -> Response:
 @router.patch(
     "/{item_id}",
     response_model=ItemAnswer,
-    responses=documented(ItemNotFound, SkuTaken, UnsupportedMediaType, *CONDITIONAL_EDIT, body=True)
+    responses=documented(ItemNotFound, SkuTaken, UnsupportedMediaType, *CONDITIONAL_EDIT, *KEYED, body=True)
     | tagged(200),
+    dependencies=TAKES_KEY,
     summary="Change an item's name, SKU or price",
 )
 async def change_item(item_id: PathId, changes: ItemChanges, conditions: ConditionalEdit) -> Response:
@@ -92,7 +95,8 @@ async def change_item(item_id: PathId, changes: ItemChanges, conditions: Conditi
     "/{item_id}",
     status_code=204,
     response_class=Response,
-    responses=documented(ItemNotFound, ItemInUse, *CONDITIONAL_EDIT),
+    responses=documented(ItemNotFound, ItemInUse, *CONDITIONAL_EDIT, *KEYED),
+    dependencies=TAKES_KEY,
     summary="Delete an item that no order refers to",
 )
 async def delete_item(item_id: PathId, conditions: ConditionalEdit) -> None:
@@ -103,8 +107,9 @@ async def delete_item(item_id: PathId, conditions: ConditionalEdit) -> None:
     "/{item_id}/receipts",
     status_code=201,
     response_model=ReceiptAnswer,
-    responses=documented(ItemNotFound, StockLimitExceeded, UnsupportedMediaType, body=True)
+    responses=documented(ItemNotFound, StockLimitExceeded, UnsupportedMediaType, *KEYED, body=True)
     | located(leads_to("get_receipt", item_id="$request.path.item_id", receipt_id=ID)),
+    dependencies=TAKES_KEY,
     summary="Receive stock",
 )
 async def receive_stock(item_id: PathId, new: NewReceipt, response: Response) -> Receipt:

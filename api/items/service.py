@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from api.items.events import ItemCreated, ItemReceived
 from api.items.models import Item, Receipt
 from api.items.repository import ItemRepository
 from api.items.schemas import ItemChanges
 from api.paging import Page, id_before
+from uow.outbox import publish
 
 CURSOR_KIND = "items"
 
@@ -19,6 +21,7 @@ async def create_item(items: ItemRepository, *, name: str, sku: str | None, pric
     """A new item; the stock that it comes with counts as received."""
     item = Item.of(name=name, sku=sku, price=price, stock=stock)
     await items.save(item)
+    publish(ItemCreated(item_id=item.id, name=name, sku=sku, price=price, stock=item.stock))
     return item
 
 
@@ -48,4 +51,5 @@ async def receive(items: ItemRepository, item_id: int, quantity: int) -> Receipt
     item = await items.get_for_update(item_id)
     receipt = item.receive(quantity)
     await items.save(item)
+    publish(ItemReceived(item_id=item.id, receipt_id=receipt.id, quantity=quantity, stock=receipt.stock))
     return receipt

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from alembic import context
 
+from api import idempotency as _idempotency  # noqa: F401 - fills the metadata
+from api import outbox as _outbox  # noqa: F401 - fills the metadata
 from api.items import models as _items  # noqa: F401 - fills the metadata
 from api.models import Base
 from api.orders import models as _orders  # noqa: F401 - fills the metadata

@@ -6,6 +6,7 @@ from fastapi import Response
 
 from api.answers import FIRST_ID, ID, leads_to, paged, tagged, tagged_or_304
 from api.conditional import CONDITIONAL, Conditional, Representation
+from api.idempotency import KEYED, TAKES_KEY
 from api.items.errors import StockLimitExceeded, UnknownItems
 from api.items.repository import ItemRepository
 from api.orders import service
@@ -32,8 +33,9 @@ def shown(order: Order) -> Representation:
     "/",
     status_code=201,
     response_model=OrderAnswer,
-    responses=documented(UnknownItems, OutOfStock, UnsupportedMediaType, body=True)
+    responses=documented(UnknownItems, OutOfStock, UnsupportedMediaType, *KEYED, body=True)
     | tagged(201, leads_to("get_order", "cancel_order", order_id=ID)),
+    dependencies=TAKES_KEY,
     summary="Place an order: every line or none",
 )
 async def place_order(new: NewOrder) -> Response:
@@ -67,8 +69,9 @@ async def get_order(order_id: PathId, conditions: Conditional) -> Response:
 @router.post(
     "/{order_id}/cancel",
     response_model=OrderAnswer,
-    responses=documented(OrderNotFound, OrderAlreadyCancelled, StockLimitExceeded, *CONDITIONAL)
+    responses=documented(OrderNotFound, OrderAlreadyCancelled, StockLimitExceeded, *CONDITIONAL, *KEYED)
     | tagged(200),
+    dependencies=TAKES_KEY,
     summary="Cancel an order and put its stock back",
 )
 async def cancel_order(order_id: PathId, conditions: Conditional) -> Response:

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterable
 
 from api.items.repository import ItemRepository
 from api.orders.errors import OutOfStock, Shortage
+from api.orders.events import OrderCancelled, OrderPlaced, PlacedLine
 from api.orders.models import Order
 from api.orders.repository import OrderRepository
 from api.paging import Page, id_before
+from uow.outbox import publish
 
 CURSOR_KIND = "orders"
 
@@ -39,6 +41,8 @@ async def place_order(
         item.reserve(wanted[item.id])
     order = Order.of(locked, wanted)
     await orders.save(order)
+    lines_of = tuple(PlacedLine.model_validate(line) for line in order.lines)
+    publish(OrderPlaced(order_id=order.id, lines=lines_of))
     return order
 
 
@@ -56,4 +60,5 @@ async def cancel_order(items: ItemRepository, orders: OrderRepository, order_id:
     for item in await items.lock(held):
         item.put_back(held[item.id])
     await orders.save(order)
+    publish(OrderCancelled(order_id=order.id))
     return order

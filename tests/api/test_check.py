@@ -33,7 +33,7 @@ def test_a_database_that_is_ready_is_exit_code_0(backend: Backend, mode: Mode, t
     found = checked(tmp_path, 65, database=never)
     assert "run `python -m api migrate`" in found["migrations"]["said"]
     migrate(backend.database_url)
-    assert checked(tmp_path, 0, database=never)["migrations"]["said"] == "at revision 0001"
+    assert checked(tmp_path, 0, database=never)["migrations"]["said"] == "at revision 0003"
 
 
 @pytest.mark.backends("pg18")

@@ -91,14 +91,14 @@ def test_a_start_that_does_not_migrate_says_what_is_missing(service_leg: Leg, ow
     own_service.env["UOW_DATABASE__MIGRATE_ON_START"] = "never"
     own_service.start()
     assert (
-        "  not ready      The schema is at revision none, the code needs 0001: "
+        "  not ready      The schema is at revision none, the code needs 0003: "
         "run `python -m api migrate`, or newer code.\n" in own_service.log()
     )
     assert own_service.client().get("/readyz").status_code == 503
     assert own_service.backend.query(TABLES[service_leg]) == []
     ended = run_api("migrate", "--config", str(own_service.config))
     assert ended.returncode == 0
-    assert ended.stdout == f"{own_service.backend.database_url} is at revision 0001.\n"
+    assert ended.stdout == f"{own_service.backend.database_url} is at revision 0003.\n"
     assert own_service.client().get("/readyz").status_code == 200
 
 

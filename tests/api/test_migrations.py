@@ -13,7 +13,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, create_engine, inspect
 
+from api import idempotency as _idempotency  # noqa: F401 - fills the metadata
 from api import migrations
+from api import outbox as _outbox  # noqa: F401 - fills the metadata
 from api.items import models as _items  # noqa: F401 - fills the metadata
 from api.migrations import MigrationFailed, head, lack_of, migrate, prepare
 from api.models import Base
@@ -57,7 +59,7 @@ def shape(connection: Connection) -> dict[str, dict[str, Any]]:
 
 
 def test_the_migrations_make_what_the_models_describe(backend: Backend, connection: Connection) -> None:
-    assert migrate(backend.database_url) == head() == "0001"
+    assert migrate(backend.database_url) == head() == "0003"
     context = MigrationContext.configure(connection, opts={"compare_type": True})
     assert compare_metadata(context, Base.metadata) == []
     connection.rollback()
@@ -68,7 +70,14 @@ def test_the_migrations_make_what_the_models_describe(backend: Backend, connecti
         backend.execute(f"DROP TABLE {table}{' CASCADE' if backend.dialect == 'postgresql' else ''}")
     Base.metadata.create_all(connection)
     assert shape(connection) == migrated
-    assert sorted(migrated) == ["items", "order_lines", "orders", "receipts"]
+    assert sorted(migrated) == [
+        "idempotency_keys",
+        "items",
+        "order_lines",
+        "orders",
+        "outbox_events",
+        "receipts",
+    ]
     connection.commit()
 
 
@@ -106,7 +115,7 @@ def test_a_schema_that_is_newer_than_the_code_is_left_alone(backend: Backend) ->
         migrate(backend.database_url)
     assert backend.query("SELECT version_num FROM alembic_version") == [("9999",)]
     assert lack_of("9999") == (
-        "The schema is at revision 9999, the code needs 0001: run `python -m api migrate`, or newer code."
+        "The schema is at revision 9999, the code needs 0003: run `python -m api migrate`, or newer code."
     )
 
 
@@ -137,9 +146,9 @@ def test_starts_at_the_same_time_migrate_once(backend: Backend, tmp_path: Path) 
         ended = [child.stop() for child in children]
     told = [log.read_text() for log in logs]
     assert ended == [0, 0, 0], told
-    assert all(f"{backend.database_url} is at revision 0001." in each for each in told)
+    assert all(f"{backend.database_url} is at revision 0003." in each for each in told)
     assert sum("Running upgrade" in each for each in told) == 1
-    assert backend.query("SELECT version_num FROM alembic_version") == [("0001",)]
+    assert backend.query("SELECT version_num FROM alembic_version") == [("0003",)]
 
 
 async def test_an_in_memory_database_is_migrated_where_it_is() -> None:

@@ -59,7 +59,7 @@ def test_every_setting_of_the_file_has_a_comment_above_it() -> None:
 def test_the_rule_of_the_file_is_one_once_it_is_no_comment() -> None:
     """Whoever takes the marks away gets a rule, and whatever is set there exists."""
     lines = (ROOT / "config.toml").read_text().splitlines()
-    marked = lines[lines.index("# [[unit_of_work.rules]]") : lines.index("[security]")]
+    marked = lines[lines.index("# [[unit_of_work.rules]]") : lines.index("[idempotency]")]
     path = config("\n".join(line.removeprefix("# ") for line in marked if re.match(r"# (\[|\w+ = )", line)))
     (rule,) = load_settings(path).unit_of_work.rules
     assert {"match", *rule.options()} == set(keys_at(Settings, ("unit_of_work", "rules")))
@@ -103,7 +103,7 @@ def test_settings_cannot_be_changed() -> None:
         pytest.param(
             "port = 1",
             "a.toml, line 1: [port]: unknown section;"
-            " known are service, server, database, unit_of_work, security, logging",
+            " known are service, server, database, unit_of_work, idempotency, outbox, security, logging",
             id="a key outside of a section",
         ),
         pytest.param("server = 1", "a.toml, line 1: [server]: is a section, not a value", id="no section"),

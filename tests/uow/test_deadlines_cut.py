@@ -130,7 +130,7 @@ async def test_a_row_that_cannot_be_fetched_costs_no_connection(narrow: Database
             text("SELECT 1 / (50 - i) FROM generate_series(1, 100) AS i"),
             execution_options={"yield_per": 10},
         )
-        async for _ in rows:
+        async for _row in rows:
             pass
         raise AssertionError
 

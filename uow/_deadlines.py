@@ -30,16 +30,16 @@ class Clock:
     """
 
     __slots__ = (
-        "_began", "_cutting", "_is_over", "_loop", "_task", "_timeout", "has_cut", "holder", "seconds",
+        "_began", "_cutting", "_loop", "_task", "_timeout", "has_cut", "holders", "is_over", "seconds",
     )  # fmt: skip
 
     def __init__(self, timeout: asyncio.Timeout, began: float, task: asyncio.Task[Any]) -> None:
         self.seconds = 0.0
-        self.holder: Holder | None = None
+        self.holders: set[Holder] = set()  # the units of the request, and those inside of it
         self.has_cut = False
         self._timeout = timeout
         self._began = began
-        self._is_over = False
+        self.is_over = False
         self._loop = asyncio.get_running_loop()
         self._task = task
         self._cutting: asyncio.TimerHandle | None = None
@@ -57,19 +57,20 @@ class Clock:
     def stop(self) -> None:
         """The answer is there: what it takes to settle the unit has a bound of its own."""
         self._set(None)
-        self._is_over = True  # the options may be asked for just now, to judge the answer
+        self.is_over = True  # the options may be asked for just now, to judge the answer
 
     def end(self) -> None:
         """The app was left."""
         self.stop()
-        self.holder = self._cutting = None  # what knows each other would be kept until a garbage collection
+        self._cutting = None  # what knows each other would be kept until a garbage collection
+        self.holders.clear()
         if self.has_cut:
             self._task.uncancel()  # of the second time: the first is the time-out's own
 
     def _set(self, when: float | None) -> None:
         if self._cutting is not None:
             self._cutting.cancel()
-        if not self._is_over and not self._timeout.expired():
+        if not self.is_over and not self._timeout.expired():
             self._timeout.reschedule(when)
             if when is not None:
                 # In no context: that of the request would keep it until its deadline.
@@ -77,7 +78,8 @@ class Clock:
 
     def _cut(self) -> None:
         """A driver that was cancelled asks the server to stop, and on a dead link it waits for its answer."""
-        if self.holder is not None and self.holder.cut():
+        was_needed = [holder.cut() for holder in tuple(self.holders)]
+        if any(was_needed):
             self.has_cut = True
             self._task.cancel()
 

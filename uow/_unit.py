@@ -78,7 +78,7 @@ class UnitOfWork:
         self.is_request = is_request
         self.outcome = None
         self.attempt = 1
-        self.clock: Clock | None = None  # of a request that may have a deadline
+        self.clock: Clock | None = None if outer is None else outer.clock  # of a request with a deadline
         self.may_retry = True
         self.hurries = False  # its client has waited for longer than it was to
         self._resolve = options

@@ -134,8 +134,8 @@ class Watch(Turns):
         """Wait for a connection from here on, unless too many do so already."""
         self._asked = perf_counter()
         database = self.unit.database
-        if self.unit.clock is not None:
-            self.unit.clock.holder = self
+        if self.unit.clock is not None and not self.unit.clock.is_over:
+            self.unit.clock.holders.add(self)
         if database.max_waiting is None:
             return
         if len(database.waiting) >= database.max_waiting and self._is_one_too_many(database.max_waiting):
@@ -211,7 +211,7 @@ class Watch(Turns):
 
     def _heed(self, clock: Clock, connection: Connection) -> None:
         """Let the deadline of the request reach the database; a stream outlives it."""
-        if not self.read_only and (left := clock.left):
+        if not self.read_only and not clock.is_over and (left := clock.left):
             self.is_limited = True
             self.adapter.limit(connection, left)
 

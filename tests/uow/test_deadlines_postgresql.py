@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
+from contextlib import nullcontext
 from time import monotonic
 from typing import Any
 
@@ -21,7 +22,7 @@ from tests.support.wait import wait_until_async
 from tests.uow.conftest import Connect
 from tests.uow.test_deadlines import LATE, SOON, is_late
 from tests.uow.units import app_of, endpoint, insert, make_tables, names, request, within
-from uow import current_session
+from uow import current_session, current_unit
 
 pytestmark = pytest.mark.backends("pg18")
 
@@ -52,9 +53,10 @@ async def test_and_one_whose_link_is_stalled(backend: Backend, connect: Connect)
     assert names(backend) == ["first", "next"]
 
 
+@pytest.mark.parametrize("own", [False, True], ids=["in its unit", "in a new_unit()"])
 @pytest.mark.parametrize("driver", ["postgresql", "postgresql+psycopg"])
 async def test_and_one_that_waits_for_an_answer_on_it(
-    backend: Backend, driver: str, connect: Connect
+    backend: Backend, driver: str, own: bool, connect: Connect
 ) -> None:
     make_tables(backend)
     with PostgresProxy(make_url(backend.database_url).port or 5432) as proxy:
@@ -65,9 +67,12 @@ async def test_and_one_that_waits_for_an_answer_on_it(
         await within(database, "async", insert("first"))
 
         async def stalls(_: Request) -> Response:
-            await current_session().run_sync(insert("lost"))
-            proxy.stall()
-            await current_session().execute(text("SELECT 1"))
+            around = current_unit()  # whose deadline it is
+            assert around.options.deadline == SOON
+            async with database.new_unit() if own else nullcontext(around) as unit:
+                await unit.session.run_sync(insert("lost"))
+                proxy.stall()
+                await unit.session.execute(text("SELECT 1"))
             raise AssertionError
 
         began = monotonic()

@@ -25,8 +25,6 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Host, Mount, Route, Router, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api.app import create_app
-from api.settings import Settings
 from examples import quickstart
 from uow import Database, UnitOfWorkMiddleware, UnitSession
 from uow.wiring import Code, check_wiring, log_findings
@@ -109,9 +107,6 @@ class TestCleanApps:
     def test_the_program_of_the_readme(self, in_state: State) -> None:
         assert found(in_state(FastAPI(routes=quickstart.app.routes, middleware=[units()]))) == []
         assert found(quickstart.app) == []
-
-    def test_the_service(self, in_state: State) -> None:
-        assert found(in_state(create_app(Settings()))) == []
 
     @pytest.mark.parametrize("make", [Starlette, FastAPI])
     def test_an_app_with_the_middlewares_of_starlette(self, make: Any, in_state: State) -> None:

@@ -60,8 +60,8 @@ class Telling:
     def connected(self, unit: UnitOfWork, waited: float) -> None:
         """The unit has a connection."""
         if self.observer is not None:
-            if (times := self._times.get(unit)) is not None:  # none after its end, when nobody waits for it
-                times.waited = times.waited or waited
+            times = self._times[unit]
+            times.waited = times.waited or waited
             _tell(self.observer.connected, unit, waited)
 
     def statement(self, unit: UnitOfWork, seconds: float) -> None:

@@ -16,7 +16,7 @@ from tests.support.postgres import PostgresServer, wheel_binaries
 def test_a_running_service_is_alive_and_ready(client: httpx.Client) -> None:
     assert (client.get("/livez").status_code, client.get("/livez").json()) == (200, {"status": "alive"})
     answer = client.get("/readyz")
-    assert (answer.status_code, answer.json()) == (200, {"status": "ready", "revision": "0002"})
+    assert (answer.status_code, answer.json()) == (200, {"status": "ready", "revision": "0003"})
 
 
 def test_whoever_asks_for_life_asks_no_database(service: Service, client: httpx.Client) -> None:
@@ -29,7 +29,7 @@ async def test_a_database_that_was_never_migrated_is_not_ready(backend: Backend)
         answer = await client.get("/readyz")
         problem = assert_problem(answer, 503, "not-ready")
         assert answer.headers["retry-after"]
-        assert (problem["database"], problem["revision"], problem["needed"]) == ("ok", None, "0002")
+        assert (problem["database"], problem["revision"], problem["needed"]) == ("ok", None, "0003")
         assert "python -m api migrate" in problem["detail"]
         assert (await client.get("/livez")).status_code == 200
 

@@ -355,6 +355,10 @@ def test_every_operation_is_documented(document: dict[str, Any]) -> None:
         assert {"413", "500", "503"} <= operation["responses"].keys()
         assert "Retry-After" in operation["responses"]["503"]["headers"]
     assert problems_of(documented["POST /orders/"]) == {
+        "idempotency-key-in-use": 409,
+        "idempotency-key-invalid": 400,
+        "idempotency-key-required": 400,
+        "idempotency-key-reused": 422,
         "unknown-items": 422,
         "invalid-request": 422,
         "out-of-stock": 409,

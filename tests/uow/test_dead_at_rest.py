@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from time import sleep
 from typing import Any
 
 import pytest
@@ -208,6 +209,30 @@ async def test_L7_a_rollback_that_fails_means_that_the_connection_is_lost(
 
     assert (answer.status, answer.json()["type"]) == (503, "/problems/connection-lost")
     assert (await request(database, mode, insert("second"))).status == 201
+
+
+async def test_L7_an_answer_that_comes_as_the_patience_ends_is_none(
+    backend: Backend, connect: Connect, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The link is cut by then, and the next statement would find it so."""
+    make_tables(backend)
+    monkeypatch.setattr(_liveness, "_PATIENCE", 0.01)
+    database = connect(backend, pool_size=1, max_overflow=0)
+    await use(database, "sync", "before")
+    for engine in database._engines.values():
+        ping = engine.dialect.do_ping
+
+        def slow(connection: Any, ping: Any = ping) -> Any:
+            answer = ping(connection)
+            sleep(0.3)
+            return answer
+
+        monkeypatch.setattr(engine.dialect, "do_ping", slow)
+    clock.now += 1.5
+
+    await use(database, "sync", "after")
+
+    assert names(backend) == ["before", "after"]
 
 
 @pytest.mark.backends("sqlite")

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import make_url, text
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import Session
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -20,6 +24,7 @@ from tests.uow.test_deadlines import LATE, LOSES, SOON
 from tests.uow.test_deadlines_postgresql import pid
 from tests.uow.units import app_of, endpoint, insert, make_tables, names, request, within
 from uow import Database, UnitOfWorkMiddleware, current_session, current_unit, unit_options
+from uow.engines.postgresql import PostgreSQL, _cancel
 from uow.retry import Retry
 
 pytestmark = [pytest.mark.anyio, pytest.mark.backends("pg18")]
@@ -168,3 +173,53 @@ async def test_L6_nobody_waits_for_what_comes_after_the_answer_of_another(narrow
 
     over.set()
     assert (await first).status == 201
+
+
+async def test_a_thread_that_a_middleware_waits_for_is_interrupted(
+    backend: Backend, connect: Connect
+) -> None:
+    """BaseHTTPMiddleware goes on only when the thread does; a reader has no limit in the server."""
+
+    def slow(session: Session) -> None:
+        session.execute(text("SELECT pg_sleep(60)"))
+
+    async def passes(request: Request, call_next: RequestResponseEndpoint) -> Response:
+        return await call_next(request)
+
+    make_tables(backend)
+    database = connect(backend, pool_size=1, max_overflow=0)
+    app = Starlette(routes=[Route("/work", endpoint("sync", slow), methods=["GET"])])
+    app.add_middleware(BaseHTTPMiddleware, dispatch=passes)
+    app.add_middleware(UnitOfWorkMiddleware, database=database, deadline=SOON)
+
+    async with asyncio.timeout(LATE / 2):
+        answer = await run_asgi(app, "GET", "/work")
+
+    assert (answer.status, answer.json()["type"]) == (503, "/problems/time-is-up")
+    assert (await request(database, "sync", pid, method="GET")).status == 201
+
+
+async def test_a_limit_that_was_never_sent_is_nobody_elses(backend: Backend, connect: Connect) -> None:
+    make_tables(backend)
+    engine = create_async_engine(backend.url("async"), pool_size=1, max_overflow=0)
+    database = Database.from_engines(writer=engine)
+
+    async def only_connects(_: Request) -> Response:
+        _ = await current_session().connection()
+        return Response(status_code=409)
+
+    for _ in range(2):
+        await run_asgi(app_of(only_connects, database, deadline=1.0), "POST", "/work")
+    async with engine.begin() as connection:
+        assert await connection.scalar(text("SHOW statement_timeout")) == "0"
+    await engine.dispose()
+
+
+def test_what_a_driver_can_do_is_asked_of_it(caplog: pytest.LogCaptureFixture) -> None:
+    """psycopg2 can be cancelled, and has no bound for it; the connection of a test is left alone."""
+    asked: list[str] = []
+    _cancel(SimpleNamespace(cancel=lambda: asked.append("cancel")))
+    _cancel(SimpleNamespace(cancel_safe=lambda timeout: asked.append("cancel_safe")))
+    borrowed = SimpleNamespace(uow_lease=1, terminate=lambda: asked.append("terminate"), fileno=lambda: 0)
+    PostgreSQL().hang_up(borrowed)
+    assert asked == ["cancel", "cancel_safe"]

@@ -193,3 +193,10 @@ def test_destinations_have_names_of_their_own(names: list[str]) -> None:
 def test_somebody_speaks() -> None:
     with pytest.raises(ValueError, match="source is empty"):
         Outbox(Database("sqlite://"), [], source="")
+
+
+def test_a_database_has_one_outbox() -> None:
+    database = Database("sqlite:///never-opened.db")
+    Outbox(database, [], source="/one")
+    with pytest.raises(ValueError, match="has an outbox"):
+        Outbox(database, [], source="/two")

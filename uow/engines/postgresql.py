@@ -175,21 +175,17 @@ class PostgreSQL(Adapter):
         if connection.dialect.is_async:
             return
         driver = driver_of(connection)
-        with suppress(Exception):  # a fake, or closed already
-            if not hasattr(driver, BORROWED):
-                cut = Timer(_SECONDS_TO_CANCEL, _shut_down, (_link_of(driver),))
-                cut.daemon = True
-                cut.start()
+        for link in _links_of(driver):
+            cut = Timer(_SECONDS_TO_CANCEL, _shut_down, (link,))
+            cut.daemon = True
+            cut.start()
         Thread(target=_cancel, args=(driver,), name="uow-cancel", daemon=True).start()
 
     def hang_up(self, driver: Any) -> None:
-        if hasattr(driver, BORROWED):
-            return
-        if hasattr(driver, "terminate"):  # asyncpg
+        if hasattr(driver, "terminate") and not hasattr(driver, BORROWED):  # asyncpg
             driver.terminate()
-            return
-        with suppress(Exception):  # it may be closed already
-            _shut_down(_link_of(driver))
+        for link in _links_of(driver):
+            _shut_down(link)
 
     def transaction_state(self, driver: Any) -> TransactionState:
         if hasattr(driver, "is_in_transaction"):  # asyncpg, which does not tell a failed one
@@ -224,17 +220,20 @@ def _milliseconds(shown: str) -> int:
 
 def _cancel(driver: Any) -> None:
     try:
-        if hasattr(driver, "cancel_safe"):
-            driver.cancel_safe(timeout=_SECONDS_TO_CANCEL)
-        else:
-            driver.cancel()
+        cancel = getattr(driver, "cancel_safe", None)  # of psycopg 3.2, with a bound of its own
+        driver.cancel() if cancel is None else cancel(timeout=_SECONDS_TO_CANCEL)
     except Exception as error:
         logger.warning("a statement could not be cancelled (%s): its link is cut", error)
 
 
-def _link_of(driver: Any) -> socket:
-    """A second handle of the driver's socket: by then the number of the first may be another one's."""
-    return socket(fileno=os.dup(driver.fileno()))
+def _links_of(driver: Any) -> list[socket]:
+    """A second handle of the driver's socket: by then the number of the first may be another one's.
+
+    None of asyncpg's, of one that is closed already, and of one that goes on for somebody else.
+    """
+    with suppress(Exception):
+        return [] if hasattr(driver, BORROWED) else [socket(fileno=os.dup(driver.fileno()))]
+    return []
 
 
 def _shut_down(link: socket) -> None:

@@ -143,17 +143,14 @@ class Row:
     async def _run_last(self, statement: str, parameters: Mapping[str, Any]) -> None:
         """Run a statement after the handler; whom it has left inside of the session is not waited for."""
         seconds = self.unit.database.settle_timeout
-        limit = asyncio.timeout(seconds)
         try:
-            async with limit:
+            async with asyncio.timeout(seconds):
                 _, changed = await self._run(statement, parameters)
-        except TimeoutError:
-            if not limit.expired():
-                raise
+        except TimeoutError as late:
             raise ConcurrentUse(
                 f"{self.unit.name}: the answer to its idempotency key could not be stored within {seconds:g} "
                 f"seconds, because a task was still inside the session or the database did not answer"
-            ) from None
+            ) from late
         if changed != 1:
             raise RuntimeError(
                 f"{self.unit.name}: the row of its idempotency key is not there any more; leave the table "

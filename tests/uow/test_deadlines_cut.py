@@ -205,7 +205,8 @@ async def test_a_limit_that_was_never_sent_is_nobody_elses(backend: Backend, con
     database = Database.from_engines(writer=engine)
 
     async def only_connects(_: Request) -> Response:
-        _ = await current_session().connection()
+        connection = await current_session().connection()
+        assert connection.sync_connection is not None
         return Response(status_code=409)
 
     for _ in range(2):

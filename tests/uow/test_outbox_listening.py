@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -95,6 +96,24 @@ async def test_where_nobody_answers_it_tries_again(
     listener.cancel()
     with pytest.raises(asyncio.CancelledError):
         await listener
+
+
+class Silent:
+    """A connection of psycopg's on which nothing comes, and which has died meanwhile."""
+
+    async def notifies(self, timeout: float) -> AsyncIterator[None]:
+        nothing: list[None] = []
+        for each in nothing:
+            yield each
+
+    async def execute(self, statement: str) -> None:
+        raise ConnectionResetError(statement)
+
+
+async def test_a_silent_connection_is_asked_whether_it_lives() -> None:
+    """Without that, a relay behind a network that forgets would hear nothing any more, and not know."""
+    with pytest.raises(ConnectionResetError, match="SELECT 1"):
+        await listening._with_psycopg(Silent(), lambda: None)
 
 
 def listeners(postgres: PostgresBackend) -> int:

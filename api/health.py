@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Literal
 
 import structlog
@@ -44,6 +45,7 @@ class Storage(UnitObserver):
         self._observer = observer
         self._refusal: str | None = None
         self._doubtful = True
+        self._trying = asyncio.Lock()  # of two probes at once, the second waits for what the first finds
 
     def opened(self, unit: UnitOfWork) -> None:
         self._observer.opened(unit)
@@ -68,8 +70,12 @@ class Storage(UnitObserver):
 
         A try that fails for another reason, such as a busy writer, changes nothing: the next one will tell.
         """
-        if not self._doubtful:
+        async with self._trying:
+            if self._doubtful:
+                await self._try(database)
             return self._refusal
+
+    async def _try(self, database: Database) -> None:
         self._doubtful, known = False, False  # who is refused from here on, the try included, doubts again
         try:
             async with database.new_unit(name="the try of /readyz") as unit:
@@ -83,7 +89,6 @@ class Storage(UnitObserver):
             if known and not self._doubtful:
                 self._refusal = None
             self._doubtful = self._doubtful or not known
-        return self._refusal
 
 
 def _store_what_is_there(session: Session) -> None:

@@ -59,6 +59,10 @@ class Clock:
         self._set(None)
         self.is_over = True  # the options may be asked for just now, to judge the answer
 
+    def stop_soon(self) -> None:
+        """The same from any thread: a generator may run in one."""
+        self._loop.call_soon_threadsafe(self.stop)
+
     def end(self) -> None:
         """The app was left."""
         self.stop()
@@ -128,9 +132,8 @@ class Timing:
                 await self._run(request, timeout, scope, receive, send)
         except Exception as error:
             clock = request.clock
-            if clock is not None and (
-                clock.has_cut or (isinstance(error, TimeoutError) and timeout.expired())
-            ):
+            is_ours = isinstance(error, TimeoutError) and timeout.expired()
+            if clock is not None and not request.started and (clock.has_cut or is_ours):
                 raise deadline_over(request.name, clock.seconds) from None
             raise  # the app's own
 

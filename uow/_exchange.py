@@ -83,7 +83,7 @@ class Exchange(Place):
             if self.started and not self.unit.outlives_start:  # since just now: see send()
                 raise _messages.closed(self.name)
             if self.started:
-                self.answering()  # a stream has a bound of its own
+                self.streaming()
                 self.answer.begin_stream()
         return self.unit
 
@@ -145,6 +145,9 @@ class Exchange(Place):
     def answering(self) -> None:
         """The answer is there, and about to be judged."""
 
+    def streaming(self) -> None:
+        """The unit is asked for first by the body, which has a bound of its own; in whatever thread."""
+
     def begun(self) -> None:
         """The answer begins: the unit is settled, or outlives it."""
         self.started = True
@@ -190,6 +193,10 @@ class OptionedExchange(Exchange):
     def answering(self) -> None:
         if self.clock is not None:
             self.clock.stop()
+
+    def streaming(self) -> None:
+        if self.clock is not None:
+            self.clock.stop_soon()
 
     def _options(self, default: UnitOptions) -> Callable[[], UnitOptions]:
         return partial(_look_up, self.scope, default, self._settings.rules, self._root, self.clock)

@@ -60,7 +60,7 @@ class Telling:
     def connected(self, unit: UnitOfWork, waited: float) -> None:
         """The unit has a connection."""
         if self.observer is not None:
-            times = self._times[unit]
+            times = self._times.get(unit, _Times(0.0))  # a late thread's unit may be over just now
             times.waited = times.waited or waited
             _tell(self.observer.connected, unit, waited)
 

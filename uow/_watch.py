@@ -228,7 +228,7 @@ class Watch(Turns):
                 self.adapter.interrupt(connection)
 
     def cut(self) -> bool:
-        """Do so for whoever is inside of the session; False if nobody is."""
+        """Do so for whoever is inside of the session, which COMMIT is not (L13); False if nobody is."""
         if not self.is_busy:
             return False
         self.hang_up()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from time import sleep
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from sqlalchemy import make_url, text
@@ -23,7 +26,14 @@ from tests.uow.conftest import Connect
 from tests.uow.test_deadlines import LATE, LOSES, SOON
 from tests.uow.test_deadlines_postgresql import pid
 from tests.uow.units import app_of, endpoint, insert, make_tables, names, request, within
-from uow import Database, UnitOfWorkMiddleware, current_session, current_unit, unit_options
+from uow import (
+    Database,
+    UnitOfWorkMiddleware,
+    current_session,
+    current_sync_session,
+    current_unit,
+    unit_options,
+)
 from uow.engines.postgresql import PostgreSQL, _cancel
 from uow.retry import Retry
 
@@ -122,6 +132,77 @@ async def test_what_fails_after_the_answer_is_not_the_deadline(backend: Backend,
 
     assert (answer.status, str(answer.error)) == (201, "of the background task")
     assert names(backend) == ["kept"]
+
+
+class Waits:
+    """Stands for a session that somebody is inside of."""
+
+    def cut(self) -> bool:
+        return True
+
+
+async def test_nor_is_it_where_the_handler_has_swallowed_it_twice(narrow: Database) -> None:
+    async def fails() -> None:
+        raise LookupError("of the background task")
+
+    async def stays(_: Request) -> Response:
+        clock: Any = current_unit().clock
+        assert current_unit().options.deadline == SOON
+        clock.holders.add(Waits())
+        for _twice in range(2):
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(LATE)
+        return Response(status_code=201, background=BackgroundTask(fails))
+
+    answer = await run_asgi(app_of(stays, narrow, deadline=SOON), "POST", "/work")
+
+    assert (answer.status, str(answer.error)) == (201, "of the background task")
+
+
+async def test_L13_the_commit_of_a_unit_inside_is_not_cut(backend: Backend, narrow: Database) -> None:
+    backend.execute(
+        "CREATE FUNCTION takes_long() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN PERFORM pg_sleep(1.5); RETURN NULL; END $$"
+    )
+    backend.execute(
+        "CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT ON items DEFERRABLE INITIALLY DEFERRED "
+        "FOR EACH ROW EXECUTE FUNCTION takes_long()"
+    )
+    outcomes: list[str | None] = []
+
+    async def audits(_: Request) -> Response:
+        assert current_unit().options.deadline == SOON
+        own = None
+        try:
+            async with narrow.new_unit() as own:
+                await own.session.run_sync(insert("audit"))
+        finally:
+            outcomes.append(None if own is None else own.outcome)
+        raise AssertionError
+
+    answer = await run_asgi(app_of(audits, narrow, deadline=SOON), "POST", "/work")
+
+    assert (answer.status, answer.json()["type"]) == (503, "/problems/time-is-up")
+    assert outcomes == ["committed"]
+    assert names(backend) == ["audit"]
+
+
+async def test_a_thread_that_streams_may_be_the_first_to_ask(backend: Backend, connect: Connect) -> None:
+    make_tables(backend)
+    database = connect(backend, pool_size=1, max_overflow=0)
+
+    def body() -> Iterator[bytes]:
+        yield b"head "
+        current_sync_session().execute(text("SELECT 1"))
+        sleep(2 * SOON)
+        yield b"end"
+
+    async def streams(_: Request) -> Response:
+        return StreamingResponse(body())
+
+    answer = await run_asgi(app_of(streams, database, deadline=SOON), "GET", "/work")
+
+    assert (answer.status, answer.body, answer.complete) == (200, b"head end", True)
 
 
 async def test_a_row_that_cannot_be_fetched_costs_no_connection(narrow: Database) -> None:

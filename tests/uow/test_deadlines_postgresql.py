@@ -117,9 +117,8 @@ async def test_one_that_does_not_hear_it_is_cut_off(backend: Backend, connect: C
             finally:
                 ended.set()
 
-        assert is_late(
-            await run_asgi(app_of(endpoint("sync", slow), database, deadline=SOON), "POST", "/work")
-        )
+        app = app_of(endpoint("sync", slow), database, deadline=10 * SOON)  # it shall have begun
+        assert is_late(await run_asgi(app, "POST", "/work"))
         await wait_until_async(ended.is_set, "the thread has left the driver, with the link still stalled")
         proxy.heal()
         assert (await request(database, "sync", insert("next"))).status == 201

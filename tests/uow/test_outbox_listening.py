@@ -99,7 +99,10 @@ async def test_where_nobody_answers_it_tries_again(
 
 
 class Silent:
-    """A connection of psycopg's on which nothing comes, and which has died meanwhile."""
+    """A connection on which nothing comes, and which has died meanwhile; it may be of either driver."""
+
+    async def add_listener(self, channel: str, told: object) -> None:
+        pass
 
     async def notifies(self, timeout: float) -> AsyncIterator[None]:
         nothing: list[None] = []
@@ -110,10 +113,14 @@ class Silent:
         raise ConnectionResetError(statement)
 
 
-async def test_a_silent_connection_is_asked_whether_it_lives() -> None:
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_a_silent_connection_is_asked_whether_it_lives(
+    driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without that, a relay behind a network that forgets would hear nothing any more, and not know."""
+    monkeypatch.setattr(listening, "_LOOK", 0.0)
     with pytest.raises(ConnectionResetError, match="SELECT 1"):
-        await listening._with_psycopg(Silent(), lambda: None)
+        await getattr(listening, f"_with_{driver}")(Silent(), lambda: None)
 
 
 def listeners(postgres: PostgresBackend) -> int:

@@ -6,6 +6,7 @@ there is room again.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import sqlite3
@@ -318,6 +319,19 @@ async def test_a_server_that_takes_no_writes_is_told_until_it_does(postgres: Pos
         postgres.server.query("postgres", f"{alter} RESET default_transaction_read_only")
         assert (await client.get("/readyz")).status_code == 200
         assert (await client.post("/items/", json=item)).status_code == 201
+
+
+@pytest.mark.backends("pg18")
+async def test_probes_at_once_are_told_the_same(postgres: PostgresBackend) -> None:
+    """None of them says ready because another is just finding out that it is not."""
+    settings = {"url": postgres.database_url}
+    async with in_process(database=settings) as (_, client):
+        assert (await client.get("/readyz")).status_code == 200
+    alter = f'ALTER DATABASE "{postgres.dbname}" SET default_transaction_read_only = on'
+    postgres.server.query("postgres", alter)
+    async with in_process(database=settings | {"migrate_on_start": "never"}) as (_, client):
+        for answer in await asyncio.gather(*(client.get("/readyz") for _ in range(3))):
+            assert assert_problem(answer, 503, "not-ready")["refusal"] == "read-only-database"
 
 
 @pytest.mark.backends("pg18")

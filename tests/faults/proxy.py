@@ -27,7 +27,10 @@ back, or when the answer is here and was not forwarded.
 What = Literal["cut", "stall"]
 
 _NO_TLS = {80877103, 80877104}  # SSLRequest and GSSENCRequest, which are answered with one byte
-_IS_COMMIT = re.compile(rb"\s*(COMMIT|END)\b", re.IGNORECASE).match
+_IS_COMMIT = re.compile(
+    rb"(?:.*;)?\s*(COMMIT|END)\b", re.IGNORECASE | re.DOTALL
+).match  # others may go before
+_COMMITTED = (b"COMMIT", b"ROLLBACK")
 _LENGTH = struct.Struct("!I")
 
 
@@ -285,7 +288,7 @@ class _Link:
             while not self._closed:
                 kind, data = await self._server.message()
                 # CommandComplete, or ErrorResponse where the COMMIT was refused.
-                if self._committing and kind in {b"C", b"E"}:
+                if self._committing and (kind == b"E" or (kind == b"C" and data[5:].startswith(_COMMITTED))):
                     self._committing = False
                     if fault := self._proxy.due("commit_done"):
                         self._proxy.strike(fault, self)

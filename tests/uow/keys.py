@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
 from sqlalchemy import MetaData, create_engine
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -13,11 +14,14 @@ from starlette.routing import Route
 
 from tests.support.asgi import Recorder, run_asgi
 from tests.support.backends import Backend, Mode
-from tests.uow.units import Work, endpoint, insert
+from tests.uow.units import Work, add, endpoint, insert
 from uow import Database, UnitOfWorkMiddleware, current_session, current_sync_session
 from uow.idempotency import IdempotencyMiddleware, table
 
 REPLAYED = "idempotency-replayed"
+
+both = pytest.mark.backends("sqlite", "pg18")
+one = pytest.mark.backends("sqlite")
 
 
 def make_keys(backend: Backend) -> None:
@@ -76,6 +80,18 @@ def counting(mode: Mode, work: Counted) -> Callable[[Request], Any]:
     return handle_sync
 
 
+def answering(response: Callable[[], Response]) -> Callable[[Request], Awaitable[Response]]:
+    """An endpoint that inserts a row and answers so."""
+
+    async def handle(_: Request) -> Response:
+        await add(f"row-{len(made)}")
+        made.append(1)
+        return response()
+
+    made: list[int] = []
+    return handle
+
+
 async def send(
     app: Any, key: str | None = "k-1", *, method: str = "POST", path: str = "/work", **options: Any
 ) -> Recorder:
@@ -91,4 +107,7 @@ def rows(backend: Backend) -> list[tuple[Any, ...]]:
     return backend.query('SELECT principal, "key", status FROM idempotency_keys ORDER BY principal, "key"')
 
 
-__all__ = ["REPLAYED", "Counted", "counting", "endpoint", "keyed", "make_keys", "rows", "send"]
+__all__ = [
+    "REPLAYED", "Counted", "answering", "both", "counting", "endpoint", "keyed", "make_keys", "one", "rows",
+    "send",
+]  # fmt: skip

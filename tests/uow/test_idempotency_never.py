@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -15,38 +15,37 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import (
     FileResponse,
+    JSONResponse,
     PlainTextResponse,
     Response,
     StreamingResponse,
 )
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tests.support.backends import Backend, Mode
 from tests.uow.conftest import Connect
-from tests.uow.keys import REPLAYED, Counted, counting, keyed, make_keys, rows, send
+from tests.uow.keys import (
+    REPLAYED,
+    Counted,
+    answering,
+    both,
+    counting,
+    keyed,
+    make_keys,
+    one,
+    rows,
+    send,
+)
+from tests.uow.outboxes import Received, make_outbox_table, outbox_of, tell, words
 from tests.uow.units import Item, add, make_tables, names
 from uow import Database, current_session, current_unit
 from uow.idempotency._row import Row
-
-both = pytest.mark.backends("sqlite", "pg18")
-one = pytest.mark.backends("sqlite")
 
 
 @pytest.fixture(autouse=True)
 def _keys(backend: Backend) -> None:
     make_keys(backend)
-
-
-def answering(response: Callable[[], Response]) -> Callable[[Request], Awaitable[Response]]:
-    """An endpoint that inserts a row and answers so."""
-
-    async def handle(_: Request) -> Response:
-        await add(f"row-{len(made)}")
-        made.append(1)
-        return response()
-
-    made: list[int] = []
-    return handle
 
 
 @both
@@ -233,11 +232,41 @@ async def test_what_the_routes_do_not_know_keeps_nothing(backend: Backend, datab
 
 
 @one
-async def test_a_handler_that_removes_its_key_is_an_error(backend: Backend, database: Database) -> None:
+async def test_what_no_route_takes_publishes_nothing_with_a_key(backend: Backend, database: Database) -> None:
+    """Nobody has asked for a session, and yet there would be an event, which a repeat would publish again."""
+    make_outbox_table(backend)
+    outbox_of(database, Received())
+
+    class Answering:
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            tell("published")
+            await Response()(scope, receive, send)
+
+    app = keyed(counting("async", Counted()), database)
+    inside: Any = Answering
+    app.user_middleware.append(Middleware(inside))
+
+    answer = await send(app, path="/elsewhere")
+
+    assert "no route of the app takes it" in str(answer.error)
+    assert (answer.status, words(backend)) == (500, [])
+    assert (await send(app, None, path="/elsewhere")).status == 200
+    assert words(backend) == ["published"]
+
+
+@both
+async def test_a_handler_that_empties_the_table_does_not_make_its_request_be_done_twice(
+    backend: Backend, mode: Mode, database: Database
+) -> None:
     work = Counted(work=lambda session: session.execute(text("DELETE FROM idempotency_keys")))
-    answer = await send(keyed(counting("async", work), database))
-    assert "leave the table idempotency_keys to uow.idempotency" in str(answer.error)
-    assert (rows(backend), names(backend)) == ([], [])
+    app = keyed(counting(mode, work), database)
+    first, second = await send(app), await send(app)
+    assert (first.status, second.status, second.body) == (201, 201, first.body)
+    assert second.headers[REPLAYED] == "true"
+    assert (work.runs, rows(backend)) == (1, [("", "k-1", 201)])
 
 
 @one
@@ -300,8 +329,47 @@ async def test_a_task_that_stays_inside_of_the_session_is_not_waited_for(
     go.set()
     await asyncio.wait(tasks)
 
-    assert (answer.status, answer.json()["type"]) == (500, "/problems/concurrent-use")
+    # Where the answer goes out with COMMIT it is the unit that does not wait for the task.
+    problem = "unit-doomed" if backend.dialect == "postgresql" else "concurrent-use"
+    assert (answer.status, answer.json()["type"]) == (500, f"/problems/{problem}")
     assert not tasks[0].cancelled()
     tasks[0].exception()  # whatever it says of its savepoint
     assert (rows(backend), names(backend)) == ([], [])
     backend.wait_until_at_rest()
+
+
+class Between:
+    """Stands between the unit and the keys, and makes a success of what is none."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_changed(message: Message) -> None:
+            await send({**message, "status": 200} if "status" in message else message)
+
+        try:
+            await self.app(scope, receive, send_changed)
+        except ValueError:
+            await JSONResponse("mended")(scope, receive, send)
+
+
+@pytest.mark.parametrize("how", ["status", "exception"])
+@both
+async def test_a_key_is_not_committed_without_its_answer(
+    backend: Backend, mode: Mode, database: Database, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All repeats would get 500 for as long as it is remembered, of a request that was answered with 200."""
+
+    def fail(_: Any) -> None:
+        if how == "exception":
+            raise ValueError("out of stock")
+
+    app = keyed(counting(mode, Counted(status=400, work=fail)), database)
+    app.user_middleware.insert(1, Middleware(Between))
+
+    for _ in range(2):
+        answer = await send(app)
+        assert answer.status == 500
+        assert (rows(backend), names(backend)) == ([], [])
+    assert "is not the one which IdempotencyMiddleware has seen" in caplog.text

@@ -113,6 +113,13 @@ class Adapter(ABC):
         Where the engine knows no such thing, `interrupt` has to do.
         """
 
+    def sends_with_commit(self, connection: Connection) -> bool:
+        """Whether COMMIT can bring statements with it, which then cost no trip of their own."""
+        return False
+
+    def send_with_commit(self, connection: Connection, statements: str) -> None:
+        """Have COMMIT, which comes next, sent after these; if one of them fails, nothing is kept."""
+
     def lift_limit(self, connection: Connection) -> None:
         """Let COMMIT, which comes next, take the time that it needs.
 

@@ -19,6 +19,8 @@ from sqlalchemy.orm import Session
 from .._greenlets import spawn
 from .._sessions import UnitSession
 from .._unit import UnitOfWork
+from .._watch import work_of
+from ..engines.postgresql import literal
 from ..errors import ConcurrentUse
 from ._table import NAME
 
@@ -48,9 +50,12 @@ _CLAIM: Final = {
     ),
 }
 _FIND: Final = f"SELECT fingerprint, status, headers, body FROM {NAME} WHERE {_OF_THE_KEY}"
+# The whole row, because a handler may have emptied the table: the answer is kept all the same.
 _KEEP: Final = (
-    f"UPDATE {NAME} SET status = :status, headers = :headers, body = :body, expires_at = :expires_at "
-    f"WHERE {_OF_THE_KEY} AND token = :token"
+    f"INSERT INTO {NAME} ({_COLUMNS}, status, headers, body) VALUES (:principal, :key, :token, :request, "
+    ":fingerprint, :expires_at, :status, :headers, :body) "
+    'ON CONFLICT (principal, "key") DO UPDATE SET status = excluded.status, headers = excluded.headers, '
+    "body = excluded.body, expires_at = excluded.expires_at"
 )
 _PARAMETER: Final = re.compile(r":(\w+)")
 _BY_NAME: Final = ("pyformat", "named")
@@ -130,32 +135,38 @@ class Row:
         return Stored(bytes(fingerprint), status, pairs, bytes(body))
 
     async def keep(self, status: int, headers: Headers, body: bytes) -> None:
-        """Write the answer into the row; RuntimeError if the handler has removed it.
+        """Have the answer in the row when the unit is committed.
 
-        It is remembered from now on: the work may have taken longer than that.
+        It goes out with COMMIT where it can, and elsewhere a trip before it. It is remembered from now on:
+        the work may have taken longer than that.
         """
         pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
         answer = {"status": status, "headers": json.dumps(pairs), "body": body}
         answer["expires_at"] = int(time()) + self._ttl
-        await self._run_last(_KEEP, {**self.name, **answer})
+        parameters = {**self._parameters, **answer}
+        if not self._keep_with_commit(parameters):
+            await self._run_last(_KEEP, parameters)
         self.is_kept = True
+
+    def _keep_with_commit(self, parameters: Mapping[str, Any]) -> bool:
+        connection = self._connection
+        work = work_of(connection)
+        if connection is None or work is None or not work.adapter.sends_with_commit(connection):
+            return False
+        work.with_commit += f"{_PARAMETER.sub(lambda mark: literal(parameters[mark[1]]), _KEEP)}; "
+        return True
 
     async def _run_last(self, statement: str, parameters: Mapping[str, Any]) -> None:
         """Run a statement after the handler; whom it has left inside of the session is not waited for."""
         seconds = self.unit.database.settle_timeout
         try:
             async with asyncio.timeout(seconds):
-                _, changed = await self._run(statement, parameters)
+                await self._run(statement, parameters)
         except TimeoutError as late:
             raise ConcurrentUse(
                 f"{self.unit.name}: the answer to its idempotency key could not be stored within {seconds:g} "
                 f"seconds, because a task was still inside the session or the database did not answer"
             ) from late
-        if changed != 1:
-            raise RuntimeError(
-                f"{self.unit.name}: the row of its idempotency key is not there any more; leave the table "
-                f"{NAME} to uow.idempotency"
-            )
 
     async def _run(self, statement: str, parameters: Mapping[str, Any]) -> Outcome:
         """The rows that it answers, and how many it has changed."""

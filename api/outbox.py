@@ -8,12 +8,24 @@ from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.models import Base
 from api.section import Section, conflict
 from api.units import Bytes, Seconds
 from uow import Database
-from uow.outbox import Backoff, Destination, Outbox, Relay, Stdout, Webhook, secret_of, table
+from uow.outbox import (
+    Backoff,
+    Destination,
+    Outbox,
+    Relay,
+    Stdout,
+    Webhook,
+    Which,
+    owed_elsewhere,
+    secret_of,
+    table,
+)
 
 # For Alembic, which compares the metadata with the database.
 EVENTS = table(Base.metadata)
@@ -125,6 +137,17 @@ class OutboxSettings(Section):
         """The outbox of the units of this database."""
         destinations = [each.opened() for each in self.destinations]
         return Outbox(database, destinations, source=self.source, max_size=self.max_event_size)
+
+    async def not_for_us(self, session: AsyncSession, which: Which) -> list[str]:
+        """What is owed to destinations that are not configured, each with what to do about it."""
+        names = [each.name for each in self.destinations]
+        counted = await owed_elsewhere(session, names, which)
+        return [
+            f"{name}, to which {count} of the events are owed, is no destination of the configuration, so"
+            f" nobody sends them: add [[outbox.destinations]] of this name, or give them up with"
+            f" `python -m api outbox discard --all --state all --destination {name}`"
+            for name, count in counted.items()
+        ]
 
     def relay_of(self, outbox: Outbox, *, listens: bool) -> Relay:
         """What sends; not started yet."""

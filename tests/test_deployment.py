@@ -90,7 +90,8 @@ def test_the_unit_stops_and_starts_as_the_service_does() -> None:
     service, defaults = unit()["Service"], Settings()
     for_requests = defaults.server.graceful_shutdown_timeout
     for_commit = defaults.unit_of_work.settle_timeout
-    assert int(service["TimeoutStopSec"][0]) > for_requests + for_commit
+    for_events = defaults.outbox.timeout
+    assert int(service["TimeoutStopSec"][0]) > for_requests + for_commit + for_events
     assert service["KillMode"] == ["mixed"]
     # A connection to SQLite has three files; there are two pools.
     for_pools = 2 * 3 * (defaults.database.pool_size + defaults.database.pool_overflow)

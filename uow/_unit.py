@@ -49,7 +49,7 @@ class UnitOfWork:
     __slots__ = (
         "_async_session", "_callbacks", "_connected", "_done", "_failure", "_given_options", "_outer",
         "_phase", "_resolve", "_sync_only", "_sync_session", "_work", "asking", "attempt", "clock",
-        "database", "hurries", "is_request", "is_rollback_only", "may_retry", "name", "outcome",
+        "database", "hurries", "is_request", "is_rollback_only", "may_retry", "name", "on_opened", "outcome",
     )  # fmt: skip
 
     database: Database
@@ -94,6 +94,7 @@ class UnitOfWork:
         self._failure: BaseException | None = None
         self._connected = False
         self._done: Future[None] | None = None  # tells who else waits for the end
+        self.on_opened: Callable[[UnitOfWork], None] | None = None  # COMMIT does not do without a session
 
     def __repr__(self) -> str:
         return f"<UnitOfWork {self.name}: {self.outcome or 'open'}>"
@@ -167,12 +168,8 @@ class UnitOfWork:
 
     def holds_writer(self) -> bool:
         """Whether it has a connection that may write."""
-        return (
-            self.is_open
-            and self._work is not None
-            and bool(self._work.connections)
-            and not self.options.read_only
-        )
+        work = self._work
+        return self.is_open and work is not None and bool(work.connections) and not self.options.read_only
 
     @property
     def failure(self) -> BaseException | None:
@@ -308,15 +305,16 @@ class UnitOfWork:
                 return
             autocommit = options.read_only and not options.snapshot and database.reads_need_transaction
             work = UnitTransaction(self, in_autocommit=autocommit, asynchronous=asynchronous)
-            session_class = database.session_class
             if asynchronous:
                 self._async_session = database.async_session_class(
-                    engine, sync_session_class=session_class, work=work, expire_on_commit=False
+                    engine, sync_session_class=database.session_class, work=work, expire_on_commit=False
                 )
             else:
-                self._sync_session = session_class(engine, work=work, expire_on_commit=False)
+                self._sync_session = database.session_class(engine, work=work, expire_on_commit=False)
             self._work = work
             database.opened(self)
+            if self.on_opened is not None:
+                self.on_opened(self)
 
     def _own_session(self) -> UnitSession:
         session = self._sync_session if self._async_session is None else self._async_session.sync_session
@@ -328,6 +326,8 @@ class UnitOfWork:
         with self.database.opening:  # a thread that outlives its request may be opening the session
             if self._phase is not Phase.OPEN:
                 return None
+            if commit and not self.is_rollback_only and self._work is None and self.on_opened is not None:
+                self.on_opened(self)  # asks for the session itself
             self._phase = Phase.SETTLING
         self.database.telling.settles(self)
         if self._work is None:

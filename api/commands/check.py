@@ -28,6 +28,7 @@ from api.commands.exposure import exposures
 from api.database import PasswordUnavailable, run_with_database
 from api.settings import DEFAULT_FILE, Origin, Settings
 from uow import Database
+from uow.outbox import Which
 from uow.wiring import check_wiring
 
 commands = typer.Typer()
@@ -152,14 +153,22 @@ async def _look_inside(settings: Settings, origin: Origin, database: Database) -
         async with database.new_unit(read_only=True) as unit:
             revision = await unit.session.run_sync(lambda each: migrations.revision_of(each.connection()))
         shown, schema = settings.database.shown, _schema(settings, origin, revision)
+        events = [] if migrations.lack_of(revision) else await _events(settings, database)
         if settings.database.is_sqlite:
-            return [Finding("database", ok=True, said=f"{shown} answers"), schema]
+            return [Finding("database", ok=True, said=f"{shown} answers"), schema, *events]
         async with database.new_unit() as unit:
             replica, room = await unit.session.run_sync(lambda each: _limits(each.connection()))
     answers = Finding("database", ok=True, said=f"{shown} answers and may be written")
     if replica:
         answers = _no_database(origin, f"{shown} is a replica, which only reads: name the primary")
-    return [answers, schema, _connections(settings, origin, room)]
+    return [answers, schema, _connections(settings, origin, room), *events]
+
+
+async def _events(settings: Settings, database: Database) -> list[Finding]:
+    """What nobody would send: its destination was renamed, or taken away."""
+    async with database.new_unit(read_only=True) as unit:
+        wait = await settings.outbox.not_for_us(unit.session, Which(state="pending"))
+    return [Finding("events", True, "; ".join(wait), warning=True)] if wait else []
 
 
 def _limits(connection: Connection) -> tuple[bool, int]:

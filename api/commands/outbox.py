@@ -6,7 +6,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Annotated, Literal, TypeVar
 
@@ -61,7 +61,11 @@ Limit = Annotated[int, typer.Option(min=1, max=100_000, help="How many to show, 
 Numbers = Annotated[
     list[int] | None, typer.Argument(help="The numbers of events, as `outbox list` has them.")
 ]
-AllDead = Annotated[bool, typer.Option("--all", help="All dead ones, of the destination if one is named.")]
+All = Annotated[bool, typer.Option("--all", help="All dead ones, of the destination if one is named.")]
+OfState = Annotated[
+    StateOption | None,
+    typer.Option("--state", help="With --all and --destination: those that are pending, or all states."),
+]
 
 
 @commands.command(epilog=examples("python -m api relay", "python -m api relay --config production.toml"))
@@ -98,19 +102,25 @@ def list_(
     limit: Limit = 100,
     as_json: AsJson = False,
 ) -> None:
-    """Print events that are owed: number, state, destination, type, subject, attempts, time, last error."""
+    """Print events that are owed: number, state, destination, type, subject, attempts, time, last error.
+
+    Standard error tells of those that wait for a destination that is not configured: nobody sends them.
+    """
     settings, origin = read_settings(config)
     which = Which(destination=destination, state=_STATES[state])
 
-    async def look(database: Database) -> list[Owed]:
+    async def look(database: Database) -> tuple[list[Owed], list[str]]:
         async with database.new_unit(read_only=True, name="outbox list") as unit:
-            return await owed(unit.session, which, most=limit)
+            rows = await owed(unit.session, which, most=limit)
+            return rows, await settings.outbox.not_for_us(unit.session, Which(state="pending"))
 
-    found = _with_events(settings, origin, "outbox list", look)
+    found, not_for_us = _with_events(settings, origin, "outbox list", look)
     if as_json:
         echo_json([asdict(each) for each in found])
     elif found:
         echo_table([_cells(each) for each in found])
+    for each in not_for_us:
+        typer.echo(each, err=True)
 
 
 def _cells(of: Owed) -> tuple[str, ...]:
@@ -122,41 +132,75 @@ def _cells(of: Owed) -> tuple[str, ...]:
     "retry", epilog=examples("python -m api outbox retry 17 18", "python -m api outbox retry --all")
 )
 def retry_(
-    numbers: Numbers = None, config: Config = None, every: AllDead = False, destination: To = None
+    numbers: Numbers = None,
+    config: Config = None,
+    every: All = False,
+    destination: To = None,
+    state: OfState = None,
 ) -> None:
     """Send events again as soon as may be, with all attempts before them.
 
-    One that was dead may then arrive after later ones of its subject.
+    One that was dead may then arrive after later ones of its subject. Nothing is changed where one of them is
+    owed to a destination that is not configured.
     """
-    _change(numbers, every, destination, config, "retry", "will be sent again")
+    _change(_Chosen(numbers, every, destination, state), config, "retry", "will be sent again")
 
 
 @outbox.command(
-    "discard", epilog=examples("python -m api outbox discard 17", "python -m api outbox discard --all")
+    "discard",
+    epilog=examples(
+        "python -m api outbox discard 17",
+        "python -m api outbox discard --all",
+        "python -m api outbox discard --all --state all --destination old-shop",
+    ),
 )
 def discard_(
-    numbers: Numbers = None, config: Config = None, every: AllDead = False, destination: To = None
+    numbers: Numbers = None,
+    config: Config = None,
+    every: All = False,
+    destination: To = None,
+    state: OfState = None,
 ) -> None:
     """Never send events: they are removed. One that is being sent at this moment may yet arrive."""
-    _change(numbers, every, destination, config, "discard", "are discarded")
+    _change(_Chosen(numbers, every, destination, state), config, "discard", "are discarded")
 
 
-def _change(
-    numbers: list[int] | None, every: bool, destination: str | None, config: Config, what: str, done: str
-) -> None:
-    if bool(numbers) == every:
-        raise typer.BadParameter("name the numbers of events, or give --all; not both")
-    which = Which(numbers=numbers, destination=destination, state="dead" if every else None)
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """Which events the command line names."""
+
+    numbers: list[int] | None
+    every: bool
+    destination: str | None
+    state: StateOption | None
+
+    def which(self) -> Which:
+        """The same for the outbox; what does not go together is an error of the command line."""
+        if bool(self.numbers) == self.every:
+            raise typer.BadParameter("name the numbers of events, or give --all; not both")
+        if self.state is not None and not (self.every and self.destination):
+            # What waits for all others would be given up by one word too few.
+            raise typer.BadParameter("--state goes with --all and --destination")
+        state = _STATES[self.state or StateOption.DEAD] if self.every else None
+        return Which(numbers=self.numbers, destination=self.destination, state=state)
+
+
+def _change(chosen: _Chosen, config: Config, what: str, done: str) -> None:
+    which, numbers = chosen.which(), set(chosen.numbers or ())
     settings, origin = read_settings(config)
 
     async def change(database: Database) -> int:
         async with database.new_unit(name=f"outbox {what}") as unit:
-            return await (retry if what == "retry" else discard)(unit.session, which)
+            if what == "discard":
+                return await discard(unit.session, which)
+            if not_for_us := await settings.outbox.not_for_us(unit.session, which):
+                raise fail("\n".join(["Nothing was changed.", *not_for_us]))
+            return await retry(unit.session, which)
 
     changed = _with_events(settings, origin, f"outbox {what}", change)
     typer.echo(f"{changed} {done}.")
-    if numbers and changed < len(set(numbers)):
-        raise fail(f"{len(set(numbers)) - changed} of these numbers are no events that are owed.")
+    if changed < len(numbers):
+        raise fail(f"{len(numbers) - changed} of these numbers are no events that are owed.")
 
 
 def _with_events(

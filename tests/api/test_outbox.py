@@ -102,10 +102,11 @@ async def until(condition: Callable[[], object]) -> None:
     raise AssertionError("it did not come true within 30 s")
 
 
-def config(backend: Backend, folder: Path, **keys: object) -> Path:
+def config(backend: Backend, folder: Path, *, to: str = "", **keys: object) -> Path:
     path = folder / "outbox.toml"
     text = [f"[database]\nurl = {json.dumps(backend.database_url)}\n\n[outbox]"]
     text += [f"{key} = {json.dumps(value)}" for key, value in keys.items()]
+    text += [DESTINATION.format(**NOWHERE | {"name": to})] if to else []
     path.write_text("\n".join(text) + "\n", encoding="utf-8")
     return path
 
@@ -147,8 +148,9 @@ async def test_a_process_of_its_own_sends_them_and_ends_in_order(backend: Backen
 
 async def test_operators_see_what_is_dead_and_retry_or_discard_it(backend: Backend, tmp_path: Path) -> None:
     await one_item(backend, NOWHERE["url"])
-    path = str(config(backend, tmp_path))
-    assert (await in_thread(run_api, "outbox", "list", "--config", path)).stdout == ""
+    path = str(config(backend, tmp_path, to="shop"))
+    nothing = await in_thread(run_api, "outbox", "list", "--config", path)
+    assert (nothing.stdout, nothing.stderr) == ("", "")
     backend.execute(
         "UPDATE outbox_events SET state = 'dead', attempts = 20, error = 'Refused: answered with 500'"
     )
@@ -171,6 +173,54 @@ async def test_operators_see_what_is_dead_and_retry_or_discard_it(backend: Backe
     assert (discarded.returncode, discarded.stdout) == (1, "1 are discarded.\n")
     assert "1 of these numbers are no events" in discarded.stderr
     assert events(backend) == []
+
+
+@pytest.mark.backends("sqlite")
+async def test_what_is_owed_to_a_destination_that_was_renamed_is_seen_and_kept_or_given_up(
+    backend: Backend, tmp_path: Path
+) -> None:
+    await one_item(backend, NOWHERE["url"])
+    await one_item(backend, NOWHERE["url"])
+    backend.execute("UPDATE outbox_events SET state = 'dead' WHERE number = 1")
+    path = str(config(backend, tmp_path, to="store"))
+    listed = await in_thread(run_api, "outbox", "list", "--json", "--config", path)
+    assert [each["number"] for each in json.loads(listed.stdout)] == [1]
+    said = "shop, to which 1 of the events are owed, is no destination of the configuration"
+    assert said in listed.stderr
+    assert "add [[outbox.destinations]] of this name, or give them up with `python -m api" in listed.stderr
+    checked = await in_thread(run_api, "check", "--json", "--config", path)
+    (finding,) = [each for each in json.loads(checked.stdout) if each["what"] == "events"]
+    assert (finding["ok"], finding["warning"]) == (True, True)
+    assert finding["said"].startswith(said)
+    for which in (["2"], ["--all"]):
+        kept = await in_thread(run_api, "outbox", "retry", *which, "--config", path)
+        assert (kept.returncode, kept.stdout) == (1, "")
+        assert kept.stderr.startswith("Nothing was changed.\nshop, to which ")
+    assert backend.query("SELECT state FROM outbox_events ORDER BY number") == [("dead",), ("pending",)]
+    remedy = ["discard", "--all", "--state", "all", "--destination", "shop"]
+    assert " ".join(remedy) in kept.stderr
+    given_up = await in_thread(run_api, "outbox", *remedy, "--config", path)
+    assert (given_up.returncode, given_up.stdout) == (0, "2 are discarded.\n")
+    checked = await in_thread(run_api, "check", "--json", "--config", path)
+    assert [each for each in json.loads(checked.stdout) if each["what"] == "events"] == []
+
+
+@pytest.mark.backends("sqlite")
+async def test_what_waits_for_one_destination_can_be_sent_or_given_up_as_a_whole(
+    backend: Backend, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        await one_item(backend, NOWHERE["url"])
+    path = str(config(backend, tmp_path, to="shop"))
+    backend.execute("UPDATE outbox_events SET attempts = 3")
+    pending = ["--all", "--state", "pending", "--destination", "shop", "--config", path]
+    for wrong in (["--all", "--state", "pending"], ["1", "--state", "all", "--destination", "shop"]):
+        refused = await in_thread(run_api, "outbox", "discard", *wrong, "--config", path)
+        assert refused.returncode == 2
+        assert "--state goes with --all and --destination" in " ".join(refused.stderr.split())
+    assert (await in_thread(run_api, "outbox", "retry", *pending)).stdout == "2 will be sent again.\n"
+    assert backend.query("SELECT attempts FROM outbox_events") == [(0,), (0,)]
+    assert (await in_thread(run_api, "outbox", "discard", *pending)).stdout == "2 are discarded.\n"
 
 
 @pytest.mark.backends("sqlite")
@@ -211,6 +261,7 @@ WRONG = [
     ({"name": "A b", "url": "https://x"}, "name"),
     ({"name": "a"}, "is no address"),
     ({"name": "a", "url": "ftp://x"}, "is no address"),
+    ({"name": "a", "url": "https://x:99999"}, "is no address"),
     ({"name": "a", "url": "https://me:secret@x"}, "no user and no password"),
     ({"name": "a", "url": "https://x", "secrets": ["whsec_short"]}, "24 to 64 bytes"),
     ({"name": "a", "kind": "stdout", "url": "https://x"}, "is for a webhook"),

@@ -9,7 +9,7 @@ import asyncio
 import json
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -21,15 +21,9 @@ from api.database import open_database
 from api.settings import Settings
 from tests.api.load import Crowd, Ledger, assert_kept, assert_nothing_else, watched
 from tests.api.service import Service, assert_problem, new_item
-from tests.support.backends import Leg, Mode
-from tests.support.pgbouncer import (
-    KEEPS_THE_READER,
-    PgBouncer,
-    PgBouncerBackend,
-    pgbouncer_binary,
-    why_there_is_none,
-)
-from tests.support.postgres import PostgresServer, wheel_binaries
+from tests.faults.conftest import DRIVERS, KEPT, MakePooled
+from tests.support.backends import Mode
+from tests.support.pgbouncer import KEEPS_THE_READER, PgBouncerBackend
 from tests.support.wait import LIMIT, wait_until
 from tests.uow.units import count, make_tables, names, request, run, within
 from uow import Database, errors
@@ -40,58 +34,9 @@ STEPS = 10 * LENGTH
 BLOWS = 3 * LENGTH
 SEED = 9
 
-DRIVERS: dict[str, Leg] = {"asyncpg": "pg18", "psycopg": "pgsystem"}
-"""The legs whose URLs name these drivers; the server behind them is one and the same."""
-
-# psycopg can do without prepared statements; asyncpg names one for every statement, and a read that is not
-# in a transaction may find itself on another connection when it is to be executed.
-KEPT = {"asyncpg": {"max_prepared_statements": "200"}, "psycopg": {"max_prepared_statements": "0"}}
 ONE_LINK = {"default_pool_size": "1"}
 # PostgreSQL is back sooner than after the 15 seconds for which it is left alone otherwise.
 TRIES_AGAIN = {"server_login_retry": "1"}
-
-
-@pytest.fixture(scope="module")
-def binary() -> Path:
-    """The program; without one that can be used, every test here is skipped."""
-    reason, found = why_there_is_none(), pgbouncer_binary()
-    if reason is not None or found is None:
-        pytest.skip(str(reason))
-    return found
-
-
-@pytest.fixture(scope="module")
-def own_postgres(binary: Path) -> Iterator[PostgresServer]:
-    """A server that these tests may stop, without a word to the others."""
-    binaries = wheel_binaries()
-    assert binaries is not None
-    postgres = PostgresServer(binaries)
-    postgres.start()
-    yield postgres
-    postgres.remove()
-
-
-Make = Callable[..., PgBouncerBackend]
-
-
-@pytest.fixture
-def make(binary: Path, own_postgres: PostgresServer, tmp_path: Path) -> Iterator[Make]:
-    """Makes an empty database behind a PgBouncer of its own, with these settings beside the documented."""
-    made: list[PgBouncerBackend] = []
-
-    def make_one(leg: Leg, settings: Mapping[str, str]) -> PgBouncerBackend:
-        pgbouncer = PgBouncer(binary, own_postgres, folder=tmp_path, settings=settings).start()
-        made.append(PgBouncerBackend(leg, own_postgres, tmp_path, pgbouncer))
-        return made[-1]
-
-    yield make_one
-    for backend in made:
-        backend.drop()
-
-
-@pytest.fixture(params=DRIVERS)
-def driver(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 # The service
@@ -136,7 +81,7 @@ def acknowledged(crowd: Crowd, enough: int) -> bool:
 
 
 @pytest.fixture
-def pooled(make: Make, driver: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Pooled]:
+def pooled(make: MakePooled, driver: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Pooled]:
     """Not started yet, with `pooler = true` and nothing else that it would not have without PgBouncer."""
     settings = {**KEEPS_THE_READER, **KEPT[driver], **getattr(request, "param", {})}
     made = Pooled(make(DRIVERS[driver], settings), tmp_path)
@@ -173,7 +118,7 @@ def test_L7_postgresql_restarted_behind_pgbouncer_under_load_loses_nothing(poole
 
 
 @pytest.fixture
-async def shared(make: Make, driver: str) -> AsyncIterator[tuple[PgBouncerBackend, Database]]:
+async def shared(make: MakePooled, driver: str) -> AsyncIterator[tuple[PgBouncerBackend, Database]]:
     """One connection to PostgreSQL for all, and a database as the service opens it."""
     backend = make(DRIVERS[driver], {**KEEPS_THE_READER, **KEPT[driver], **ONE_LINK})
     make_tables(backend)
@@ -265,7 +210,7 @@ async def test_a_reader_that_was_switched_to_writing_switches_nobody_else(
     assert names(backend) == []
 
 
-async def test_readers_at_once_find_what_they_have_prepared(make: Make, driver: str) -> None:
+async def test_readers_at_once_find_what_they_have_prepared(make: MakePooled, driver: str) -> None:
     """Each read is a transaction of its own for PgBouncer: the next message may go to another connection."""
     backend = make(DRIVERS[driver], {**KEEPS_THE_READER, **KEPT[driver]})
     make_tables(backend)
@@ -277,7 +222,7 @@ async def test_readers_at_once_find_what_they_have_prepared(make: Make, driver: 
 
 @pytest.mark.parametrize("mode", ["async", "sync"])
 async def test_with_prepared_statements_kept_by_pgbouncer_drivers_need_no_settings(
-    make: Make, mode: Mode
+    make: MakePooled, mode: Mode
 ) -> None:
     """Its own default since 1.24: async and sync sessions of one program prepare as they always do."""
     backend = make("pg18", {**KEEPS_THE_READER, "max_prepared_statements": "200"})
@@ -301,7 +246,7 @@ REFUSALS = {
 
 @pytest.mark.parametrize("says", REFUSALS)
 async def test_L25_a_reader_that_pgbouncer_would_let_write_is_refused(
-    make: Make, driver: str, says: str
+    make: MakePooled, driver: str, says: str
 ) -> None:
     backend = make(DRIVERS[driver], REFUSALS[says])
     make_tables(backend)
@@ -311,7 +256,9 @@ async def test_L25_a_reader_that_pgbouncer_would_let_write_is_refused(
             await within(database, "async", count, read_only=True)
 
 
-def test_a_service_that_can_have_no_reader_says_at_its_start_what_to_do(make: Make, tmp_path: Path) -> None:
+def test_a_service_that_can_have_no_reader_says_at_its_start_what_to_do(
+    make: MakePooled, tmp_path: Path
+) -> None:
     backend = make("pg18", {"ignore_startup_parameters": "default_transaction_read_only"})
     service = Service(backend, tmp_path)
     try:

@@ -8,7 +8,7 @@ import gc
 import pytest
 
 from tests.support.backends import Backend, Mode
-from tests.uow.keys import REPLAYED, Counted, counting, keyed, make_keys, rows, send
+from tests.uow.keys import REPLAYED, Counted, both, counting, keyed, make_keys, rows, send
 from tests.uow.units import garbage, names
 from uow import Database
 
@@ -53,7 +53,7 @@ async def test_repeats_at_the_same_time_wait_for_the_first(
     backend.wait_until_at_rest()
 
 
-@pytest.mark.backends("sqlite", "pg18")
+@both
 async def test_L18_nothing_of_a_key_waits_for_the_garbage_collector(
     backend: Backend, mode: Mode, database: Database
 ) -> None:

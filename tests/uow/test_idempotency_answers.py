@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import tracemalloc
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import (
+    FileResponse,
     JSONResponse,
     PlainTextResponse,
     RedirectResponse,
@@ -24,29 +27,25 @@ from starlette.responses import (
 from tests.support.asgi import AsgiCall
 from tests.support.backends import Backend, Mode
 from tests.uow.conftest import Connect
-from tests.uow.keys import REPLAYED, Counted, counting, keyed, make_keys, rows, send
+from tests.uow.keys import (
+    REPLAYED,
+    Counted,
+    answering,
+    both,
+    counting,
+    keyed,
+    make_keys,
+    one,
+    rows,
+    send,
+)
 from tests.uow.units import Told, add, make_tables, names
 from uow import Database, current_session, on_commit, unit_options
-
-both = pytest.mark.backends("sqlite", "pg18")
-one = pytest.mark.backends("sqlite")
 
 
 @pytest.fixture(autouse=True)
 def _keys(backend: Backend) -> None:
     make_keys(backend)
-
-
-def answering(response: Callable[[], Response]) -> Callable[[Request], Awaitable[Response]]:
-    """An endpoint that inserts a row and answers so."""
-
-    async def handle(_: Request) -> Response:
-        await add(f"row-{len(made)}")
-        made.append(1)
-        return response()
-
-    made: list[int] = []
-    return handle
 
 
 @both
@@ -161,6 +160,56 @@ async def test_parts_of_a_body_of_known_length_are_one_answer(backend: Backend, 
     assert names(backend) == ["row-0"]
 
 
+OFFERED: dict[str, Any] = {
+    "http.response.pathsend": {},
+    "http.response.zerocopysend": {},
+    "http.response.trailers": {},
+    "http.response.early_hint": {},
+}
+
+
+@one
+@pytest.mark.parametrize("size", [0, 10, 200_000])
+async def test_a_file_is_kept_whatever_ways_to_send_one_the_server_has(
+    backend: Backend, database: Database, tmp_path: Path, size: int
+) -> None:
+    """A server that is told of a path reads the file by itself, and what it sends is seen by nobody here."""
+    file = tmp_path / "label.bin"
+    file.write_bytes(bytes(range(10)) * (size // 10))
+    app = keyed(answering(lambda: FileResponse(file)), database)
+
+    first = await send(app, scope={"extensions": OFFERED})
+    file.unlink()
+    again = await send(app, scope={"extensions": OFFERED})
+
+    assert (first.error, first.status) == (None, 200)
+    assert {message["type"] for message in first.messages} == {"http.response.start", "http.response.body"}
+    assert len(first.body) == size
+    assert (again.body, again.headers[REPLAYED]) == (first.body, "true")
+    assert names(backend) == ["row-0"]
+
+
+@one
+async def test_ways_to_send_are_hidden_while_a_request_with_a_key_runs_and_only_then(
+    backend: Backend, database: Database
+) -> None:
+    seen: list[set[str]] = []
+
+    async def handle(request: Request) -> Response:
+        await add(f"row-{len(seen)}")
+        seen.append({*request.scope["extensions"]})
+        return Response(b"", 200 if len(seen) < 3 else 400)
+
+    app = keyed(handle, database)
+    answers = [await send(app, key, scope={"extensions": OFFERED}) for key in ("a", None, "b")]
+
+    assert seen == [{"http.response.early_hint"}, {*OFFERED}, {"http.response.early_hint"}]
+    for answer in answers:
+        assert answer.scope["extensions"] is OFFERED
+        assert answer.scope["route"].path == "/work"  # as without a key: observers outside read it
+    assert len(OFFERED) == 4
+
+
 @one
 async def test_what_stands_outside_does_its_part_each_time(backend: Backend, database: Database) -> None:
     """A compression of the answer, of which the stored one knows nothing."""
@@ -269,3 +318,24 @@ async def test_the_app_reads_the_body_that_was_read_before_it(backend: Backend, 
     too_large = await send(app, "k-2", body=[b"abcd", b"efg"])
     assert (too_large.status, too_large.json()["type"]) == (413, "/problems/content-too-large")
     assert names(backend) == ["abcd"]
+
+
+@one
+async def test_a_body_that_comes_byte_by_byte_costs_no_more_than_itself(
+    backend: Backend, database: Database
+) -> None:
+    size = 50_000
+    app = keyed(counting("async", Counted()), database, request_limit=size)
+    await send(app, "warm")
+    chunks = [b"%c" % (number % 256) for number in range(size)]
+    call = AsgiCall(app, "POST", "/work", body=chunks, headers={"Idempotency-Key": "k-1"})
+
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    answer = await call.run()
+    peak = tracemalloc.get_traced_memory()[1] - before
+    tracemalloc.stop()
+
+    assert answer.status == 201
+    assert peak < 20 * size + 1_000_000
+    assert (await send(app, "k-1", body=b"".join(chunks))).headers[REPLAYED] == "true"

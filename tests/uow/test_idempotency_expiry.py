@@ -12,12 +12,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.support.backends import Backend, Mode
 from tests.support.wait import wait_until_async
 from tests.uow.conftest import Connect
-from tests.uow.keys import REPLAYED, Counted, counting, keyed, make_keys, rows, send
+from tests.uow.keys import REPLAYED, Counted, both, counting, keyed, make_keys, one, rows, send
 from tests.uow.units import Told, in_thread, make_tables, names
 from uow import Database
-from uow.idempotency import sweep, sweep_sync, sweeping
-
-both = pytest.mark.backends("sqlite", "pg18")
+from uow.idempotency import _row, sweep, sweep_sync, sweeping
 
 
 @pytest.fixture(autouse=True)
@@ -140,8 +138,24 @@ async def test_a_sweep_that_fails_is_tried_again(
         await wait_until_async(lambda: len(rows(backend)) == 1, "the next one does its work")
 
 
-@pytest.mark.backends("sqlite")
+@one
 async def test_no_sweep_is_never(backend: Backend, connect: Connect) -> None:
     before = asyncio.all_tasks()
     async with sweeping(connect(backend), every=0):
         assert asyncio.all_tasks() == before
+
+
+@both
+async def test_work_that_takes_longer_than_its_ttl_is_done_once(
+    backend: Backend, mode: Mode, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1_000.0]
+    monkeypatch.setattr(_row, "time", lambda: now[0])
+    work = Counted(work=lambda _: now.__setitem__(0, now[0] + 61))
+    app = keyed(counting(mode, work), database, ttl=60)
+
+    first, repeat = [await send(app) for _ in range(2)]
+
+    assert (first.body, repeat.body, repeat.headers[REPLAYED]) == (b'{"run":1}', b'{"run":1}', "true")
+    now[0] += 60
+    assert (await send(app)).body == b'{"run":2}'

@@ -12,17 +12,16 @@ from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from tests.support.asgi import Recorder
+from tests.support.asgi import Recorder, watch
 from tests.support.backends import Backend, Mode
 from tests.support.wait import LIMIT, wait_until_async
 from tests.uow.conftest import Connect
-from tests.uow.keys import REPLAYED, Counted, counting, keyed, make_keys, rows, send
+from tests.uow.keys import REPLAYED, Counted, both, counting, keyed, make_keys, one, rows, send
 from tests.uow.retries import Flaky
 from tests.uow.units import add, make_tables, names
 from uow import Database, current_session
 from uow.retry import Retry
 
-both = pytest.mark.backends("sqlite", "pg18")
 postgres = pytest.mark.backends("pg18", "pgsystem")
 IN_USE = (409, "/problems/idempotency-key-in-use")
 
@@ -254,6 +253,54 @@ async def test_a_repeat_in_another_process_waits_for_so_long_and_no_longer(
     assert int(second.headers["retry-after"]) > 0
     held.go.release()
     assert (await first).status == 201
+
+
+@one
+@pytest.mark.parametrize("holder", ["the first request", "somebody else"])
+async def test_on_sqlite_nobody_knows_whose_key_another_process_works_on(
+    backend: Backend, mode: Mode, connect: Connect, holder: str
+) -> None:
+    """What is not committed cannot be seen, and there is one writer: "in use" would be a guess."""
+    make_tables(backend)
+    held = Held()
+    first = asyncio.ensure_future(
+        send(keyed(held.endpoint, connect(backend)), "k-1" if holder == "the first request" else "another")
+    )
+    await held.entered.acquire()
+    work = Counted()
+    work.runs = 1
+    elsewhere = keyed(counting(mode, work), connect(backend, pool_timeout=0.1), wait=LIMIT)
+
+    early = await send(elsewhere)
+
+    assert problem(early) == (503, "/problems/serialization-failure")
+    assert int(early.headers["retry-after"]) > 0
+    assert work.runs == 1
+    held.go.release()
+    assert (await first).status == 201
+    again = await send(elsewhere)
+    told = (again.status, again.json(), REPLAYED in again.headers)
+    assert told == ((201, {"run": 1}, True) if holder == "the first request" else (201, {"run": 2}, False))
+
+
+@one
+async def test_on_sqlite_the_wait_for_another_process_is_that_of_all_who_write(
+    backend: Backend, connect: Connect
+) -> None:
+    """So `wait` does not end it: whoever gets the writer by then is told what became of the first request."""
+    make_tables(backend)
+    held = Held()
+    first = asyncio.ensure_future(send(keyed(held.endpoint, connect(backend))))
+    await held.entered.acquire()
+    elsewhere = Elsewhere(connect, backend, held, wait=0.0).app
+    with watch([]) as timeline:
+        second = asyncio.ensure_future(send(elsewhere))
+        await wait_until_async(lambda: timeline == ["BEGIN"], "the second one wants to write")
+    held.go.release()
+
+    assert (await first).status == 201
+    assert ((await second).status, (await second).headers[REPLAYED]) == (201, "true")
+    assert (held.runs, names(backend)) == (1, ["run-1"])
 
 
 @postgres

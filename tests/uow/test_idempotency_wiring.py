@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import MetaData, create_engine, inspect
 from starlette.applications import Starlette
 from starlette.endpoints import HTTPEndpoint
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
@@ -17,13 +18,11 @@ from starlette.websockets import WebSocket
 from tests.support.asgi import lifespan, run_asgi
 from tests.support.backends import Backend, Mode
 from tests.uow.conftest import Connect
-from tests.uow.keys import REPLAYED, Counted, counting, keyed, make_keys, rows, send
+from tests.uow.keys import REPLAYED, Counted, both, counting, keyed, make_keys, one, rows, send
 from tests.uow.units import Told, add, names
 from uow import Database, UnitOfWorkMiddleware, current_sync_session
 from uow.idempotency import IdempotencyMiddleware, create_table, drop_table, table
 from uow.idempotency._routes import find_endpoint, is_sync
-
-one = pytest.mark.backends("sqlite")
 
 
 async def fine(_: Request) -> Response:
@@ -148,7 +147,7 @@ async def test_what_is_no_request_passes_by(backend: Backend, database: Database
     assert (seen, sent) == (["websocket"], ["websocket.close"])
 
 
-@pytest.mark.backends("sqlite", "pg18")
+@both
 @pytest.mark.parametrize("kind", ["async", "sync"])
 async def test_the_kind_of_session_can_be_said(backend: Backend, database: Database, kind: Mode) -> None:
     """Of an app that is no Starlette's, nothing is known about its endpoints."""
@@ -240,7 +239,7 @@ async def test_people_see_in_the_table_what_was_asked(backend: Backend, database
     assert len(rows(backend)) == 2
 
 
-@pytest.mark.backends("sqlite", "pg18")
+@both
 def test_the_table_of_a_migration_is_that_of_the_metadata(backend: Backend) -> None:
     from alembic.autogenerate import compare_metadata  # noqa: PLC0415 - the library does without it
     from alembic.migration import MigrationContext  # noqa: PLC0415 - as above
@@ -255,3 +254,81 @@ def test_the_table_of_a_migration_is_that_of_the_metadata(backend: Backend) -> N
         drop_table(Operations(context))
         assert inspect(connection).get_table_names() == []
     engine.dispose()
+
+
+@pytest.mark.parametrize("nobody", [None, 0, b"", ()])
+@one
+async def test_a_principal_that_is_no_text_is_refused_and_shares_nothing(
+    backend: Backend, database: Database, nobody: Any
+) -> None:
+    """It would be taken for "nobody in particular", and all such would share their answers."""
+    make_keys(backend)
+    app = keyed(counting("async", Counted()), database, principal=lambda scope: nobody)
+
+    answer = await send(app)
+
+    assert answer.status == 500
+    assert "tells whose key it is as a str" in str(answer.error)
+    assert (rows(backend), names(backend)) == ([], [])
+
+
+@one
+async def test_a_wrong_order_stops_the_start(backend: Backend, database: Database) -> None:
+    """Else all goes well until the first key comes, which is when it is needed."""
+    app = keyed(counting("async", Counted()), database)
+    app.user_middleware.reverse()
+    with pytest.raises(RuntimeError, match="has to be inside of UnitOfWorkMiddleware"):
+        async with lifespan(app):
+            raise AssertionError("it has started")
+    app.user_middleware.reverse()
+    app.middleware_stack = None
+    async with lifespan(app):
+        pass
+
+
+TWICE = "two IdempotencyMiddlewares, one inside of the other, take the same key of a request"
+
+
+@one
+async def test_two_of_them_stop_the_start(backend: Backend, database: Database) -> None:
+    """One that is added by hand to an app whose configuration has added one, say."""
+    app = keyed(fine, database)
+    app.user_middleware.append(Middleware(IdempotencyMiddleware, principal=None, header="idempotency-KEY"))
+    with pytest.raises(RuntimeError, match=TWICE):
+        async with lifespan(app):
+            raise AssertionError("it has started")
+
+
+@both
+@pytest.mark.parametrize("principal", [None, lambda scope: "somebody else"])
+async def test_two_of_them_that_no_start_can_see_are_told_of_by_the_first_key(
+    backend: Backend, database: Database, principal: Any
+) -> None:
+    """The inner one belongs to an app that is mounted, and sees the row of the outer one."""
+    make_keys(backend)
+    inner = Starlette(routes=[Route("/work", counting("async", work := Counted()), methods=["POST"])])
+    inner.add_middleware(IdempotencyMiddleware, principal=principal)
+    app = keyed(fine, database)
+    app.router.routes.append(Mount("/inner", inner))
+
+    for _ in range(2):
+        answer = await send(app, path="/inner/work")
+        assert (answer.status, work.runs, rows(backend), names(backend)) == (500, 0, [], [])
+        assert f"POST /inner/work: {TWICE}" in str(answer.error)
+        assert "Leave one of them out" in str(answer.error)
+    assert (await send(app, None, path="/inner/work")).status == 201
+
+
+@both
+async def test_two_of_them_with_a_header_each_are_in_order(backend: Backend, database: Database) -> None:
+    """While clients move from one name to the other; some send both, with a key of its own each."""
+    make_keys(backend)
+    app = keyed(counting("async", work := Counted()), database)
+    app.user_middleware.append(Middleware(IdempotencyMiddleware, principal=None, header="X-Key"))
+    async with lifespan(app):
+        first = await send(app, "a", headers={"X-Key": "b"})
+        repeats = [await send(app, "a"), await send(app, None, headers={"X-Key": "b"})]
+
+    assert (first.status, work.runs, names(backend)) == (201, 1, ["run-1"])
+    for answer in repeats:
+        assert (answer.body, answer.headers[REPLAYED]) == (first.body, "true")

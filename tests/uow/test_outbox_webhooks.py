@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.uow.test_outbox_events import one
-from uow.outbox import Refused, Stdout, TryLater, Webhook, _webhook, secret_of
+from uow.outbox import GiveUp, Refused, Stdout, TryLater, Webhook, _webhook, secret_of
 from uow.outbox._webhook import seconds_of, signatures
 
 pytestmark = pytest.mark.anyio
@@ -137,13 +137,20 @@ async def test_a_connection_is_used_again_unless_the_answer_is_long() -> None:
             await webhook.aclose()
 
 
-@pytest.mark.parametrize("status", [301, 302, 307, 308, 400, 404, 410, 500, 503])
+@pytest.mark.parametrize("status", [301, 302, 307, 308, 400, 404, 409, 429, 500, 503])
 async def test_only_2xx_is_taken(status: int) -> None:
     elsewhere = "Location: http://127.0.0.1:1/elsewhere"
     async with receiving(answer(status, elsewhere)) as receiver, open_webhook(receiver.url) as webhook:
         with pytest.raises(Refused, match=f"answered with {status}"):
             await webhook.send(one())
         assert len(receiver.requests) == 1, "redirects are not followed"
+
+
+async def test_who_is_gone_is_not_asked_for_this_event_again() -> None:
+    async with receiving(answer(410, "Retry-After: 17")) as receiver, open_webhook(receiver.url) as webhook:
+        with pytest.raises(GiveUp, match="answered with 410: the receiver wants no more"):
+            await webhook.send(one())
+        await webhook.send(one())  # that is the relay's to decide
 
 
 async def test_who_is_busy_says_when_to_come_back() -> None:
@@ -254,7 +261,19 @@ def test_a_secret_is_what_standard_webhooks_say(wrong: str) -> None:
     assert not wrong or wrong == "whsec_" or wrong not in str(error.value)
 
 
-@pytest.mark.parametrize("url", ["", "shop", "ftp://shop", "https://", "file:///etc/passwd"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "shop",
+        "ftp://shop",
+        "https://",
+        "file:///etc/passwd",
+        "http://shop:0/",
+        "http://shop:99999/",
+        "http://[::1/",
+    ],
+)
 def test_an_address_is_http(url: str) -> None:
     with pytest.raises(ValueError, match="no address"):
         Webhook("shop", url)

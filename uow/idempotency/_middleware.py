@@ -18,7 +18,7 @@ from ..errors import NoUnitOfWork
 from ..middleware import UnitOfWorkMiddleware
 from ..problems import Condition, Problem, problem_response
 from ._lost import Lost
-from ._recorder import Recorder
+from ._recorder import Recorder, sending_bytes
 from ._request import (
     IN_USE,
     INVALID,
@@ -55,6 +55,11 @@ _OUTSIDE: Final = (
     "IdempotencyMiddleware has to be inside of UnitOfWorkMiddleware: add it before that one, because "
     "add_middleware() puts what is added last outside"
 )
+_TWICE: Final = (
+    "two IdempotencyMiddlewares, one inside of the other, take the same key of a request: the inner one "
+    "finds it in use by the very request that it serves. Leave one of them out; if you have added one only, "
+    "the other comes with the app that is mounted, or is added by what makes the app"
+)
 
 Principal = Callable[[Scope], str]
 
@@ -76,7 +81,8 @@ class IdempotencyMiddleware:
     "auto" takes "sync" for plain functions and "async" for all others.
 
     Raises ValueError for a bound that is none, and for a route that is not written as one. One that the app
-    does not have stops its start, and so does a UnitOfWorkMiddleware that is inside of this one.
+    does not have stops its start, and so does a UnitOfWorkMiddleware that is inside of this one, or another
+    IdempotencyMiddleware for the same header.
     """
 
     def __init__(
@@ -149,6 +155,8 @@ class IdempotencyMiddleware:
         for _ in range(_LAYERS):
             if isinstance(inner, UnitOfWorkMiddleware):
                 raise RuntimeError(_OUTSIDE)
+            if isinstance(inner, IdempotencyMiddleware) and inner._header == self._header:
+                raise RuntimeError(_TWICE)
             inner = getattr(inner, "app", None)
 
     async def _answer(
@@ -196,6 +204,8 @@ class IdempotencyMiddleware:
     async def _claimed(self, row: Row, until: float) -> Stored | bool | None:
         """None if the request is the first; the answer to the first, or False if it is still under way."""
         unit = row.unit
+        if isinstance(unit.asking, Lost) and unit.asking.row["key"] == row.name["key"]:
+            raise RuntimeError(f"{unit.name}: {_TWICE}")
         left = until - asyncio.get_running_loop().time()
         try:
             if await row.claim(ttl=self._ttl, wait=left):
@@ -213,7 +223,8 @@ class IdempotencyMiddleware:
     async def _do(self, row: Row, turn: Turn, scope: Scope, receive: Receive, send: Send) -> None:
         recorder = Recorder(row, turn, send, self._keeps, self._body_limit)
         try:
-            await self.app(scope, receive, recorder.send)
+            with sending_bytes(scope):
+                await self.app(scope, receive, recorder.send)
         except Exception:
             if recorder.wrong is not None:
                 raise recorder.wrong from None
@@ -267,7 +278,7 @@ def _unless_written(unit: UnitOfWork, send: Send) -> Send:
     async def send_unwritten(message: Message) -> None:
         begins = message["type"] == "http.response.start"
         asked = unit._work is not None  # pyright: ignore[reportPrivateUsage]  # its session may have been made
-        if begins and asked and unit.options.commits(message["status"]):
+        if begins and (asked or unit.on_opened is not None) and unit.options.commits(message["status"]):
             raise RuntimeError(
                 f"{unit.name}: no route of the app takes it, and yet it has a unit and is answered with "
                 f"{message['status']}, so its idempotency key would not be kept. Add what changes paths, or "

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, NoReturn
 
-from starlette.types import Message, Send
+from starlette.types import Message, Scope, Send
 
 from ..errors import UnitOfWorkClosed, UnitOfWorkDoomed
 from ._row import Headers, Row
 from ._turns import Turn
+
+# Ways of a server to send what does not pass by here, or comes after the body:
+# https://asgi.readthedocs.io/en/latest/extensions.html
+_NOT_TO_BE_STORED: Final = frozenset(
+    {"http.response.pathsend", "http.response.zerocopysend", "http.response.trailers"}
+)
 
 
 class Recorder:
@@ -110,6 +117,23 @@ class Recorder:
             f"outside of IdempotencyMiddleware"
         )
         raise self.wrong
+
+
+@contextmanager
+def sending_bytes(scope: Scope) -> Iterator[None]:
+    """The app is offered no way to answer but with bytes, so a file comes as those that are in it.
+
+    The scope stays the one of the server: what the router writes into it is read outside.
+    """
+    offered = scope.get("extensions")
+    if not offered or _NOT_TO_BE_STORED.isdisjoint(offered):
+        yield
+        return
+    scope["extensions"] = {name: how for name, how in offered.items() if name not in _NOT_TO_BE_STORED}
+    try:
+        yield
+    finally:
+        scope["extensions"] = offered
 
 
 def _length(head: Message) -> int | None:

@@ -12,10 +12,10 @@ Optional: the core knows nothing of it.
 """
 
 from ._declare import event
-from ._message import CloudEvent, Destination, TryLater
+from ._message import CloudEvent, Destination, GiveUp, TryLater
 from ._publish import Outbox, publish
 from ._relay import Backoff, Relay
-from ._store import Owed, Which, discard, owed, retry
+from ._store import Owed, Which, discard, owed, owed_elsewhere, retry
 from ._table import create_table, drop_table, table
 from ._webhook import Refused, Stdout, Webhook, secret_of
 
@@ -23,6 +23,7 @@ __all__ = [
     "Backoff",
     "CloudEvent",
     "Destination",
+    "GiveUp",
     "Outbox",
     "Owed",
     "Refused",
@@ -36,6 +37,7 @@ __all__ = [
     "drop_table",
     "event",
     "owed",
+    "owed_elsewhere",
     "publish",
     "retry",
     "secret_of",

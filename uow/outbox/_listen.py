@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.pool import NullPool
@@ -25,6 +25,8 @@ logger = logging.getLogger("uow")
 
 _LOOK = 15.0  # seconds after which a connection that says nothing is asked whether it is there
 _PAUSE = 5.0  # seconds after which a lost one is replaced
+_GRACE = 0.5  # seconds for which who is stopped waits for one that is being made
+_left: set[asyncio.Task[None]] = set()  # an event loop itself holds its tasks weakly
 
 
 def can_listen(database: Database) -> bool:
@@ -33,10 +35,17 @@ def can_listen(database: Database) -> bool:
 
 
 async def listen(database: Database, told: Callable[[], None]) -> None:
-    """Call `told` for each notification, and where some may have been missed; until it is cancelled."""
+    """Call `told` for each notification, and where some may have been missed; until it is cancelled.
+
+    Returns where a pooler stands before the server: LISTEN would stay with a connection of others.
+    """
     while True:
         try:
             await _listen(database, told)
+            logger.warning(
+                "the outbox cannot listen through a pooler, and looks from time to time: say listens=False"
+            )
+            return
         except (SQLAlchemyError, OSError) as error:
             logger.info("the outbox cannot listen, and looks from time to time: %s", error)
         except Exception as error:
@@ -47,25 +56,42 @@ async def listen(database: Database, told: Callable[[], None]) -> None:
 
 
 async def _listen(database: Database, told: Callable[[], None]) -> None:
+    """Returns, at once, where one must not."""
     connection = await _connected(_engine(database))
     try:
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        is_asyncpg = hasattr(driver, "add_listener")
+        # A pooler tells who connects a process of its own invention, because the real one may change.
+        process = driver.get_server_pid() if is_asyncpg else driver.info.backend_pid
+        if await connection.scalar(text("SELECT pg_backend_pid()")) != process:
+            return
         await connection.exec_driver_sql(f"LISTEN {CHANNEL}")
-        driver = (await connection.get_raw_connection()).driver_connection
         told()
-        await (_with_asyncpg if hasattr(driver, "add_listener") else _with_psycopg)(driver, told)
+        await (_with_asyncpg if is_asyncpg else _with_psycopg)(driver, told)
     finally:
         await asyncio.shield(connection.close())
 
 
 async def _connected(engine: AsyncEngine) -> AsyncConnection:
-    """A new connection. Who is cancelled meanwhile closes it: a driver would leave it open, half made."""
+    """A new connection. Cancelled, the attempt goes on, and what it makes is closed.
+
+    Were it cancelled itself, SQLAlchemy would forget a connection that is being set up, and leave it open.
+    Nobody waits long for a server that does not answer: the driver gives it up when its own time is over.
+    """
     making = asyncio.ensure_future(engine.connect().start())
     try:
         return await asyncio.shield(making)
     except asyncio.CancelledError:
-        with suppress(Exception):
-            await (await making).close()
+        closing = asyncio.create_task(_close(making), name="outbox: a connection nobody wants")
+        _left.add(closing)
+        closing.add_done_callback(_left.discard)
+        await asyncio.wait((closing,), timeout=_GRACE)
         raise
+
+
+async def _close(making: asyncio.Future[AsyncConnection]) -> None:
+    with suppress(Exception):
+        await (await making).close()
 
 
 def _engine(database: Database) -> AsyncEngine:

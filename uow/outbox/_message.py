@@ -65,8 +65,8 @@ class Destination(Protocol):
     async def send(self, event: CloudEvent) -> Any:
         """Return when the other side has taken the event for good; raise what kept it from that.
 
-        `TryLater` says when to come back. It is called from several tasks at once, for different subjects,
-        and is cancelled when its time is over.
+        `TryLater` says when to come back, and `GiveUp` that there is no use in it. It is called from several
+        tasks at once, for different subjects, and is cancelled when its time is over.
         """
         ...
 
@@ -77,3 +77,7 @@ class TryLater(Exception):
     def __init__(self, reason: str, seconds: float) -> None:
         super().__init__(reason)
         self.seconds = seconds
+
+
+class GiveUp(Exception):
+    """A destination will never take this event: it is dead at once, until an operator retries it."""

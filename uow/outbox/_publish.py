@@ -10,10 +10,13 @@ cause no deadlock. On SQLite the one writer is lock enough.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache, partial
 from hashlib import blake2b
+from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
@@ -67,20 +70,34 @@ class Outbox:
         self.names = names
         self.source = source
         self.max_size = max_size
+        self._rung = -math.inf
         if _KEY in vars(database):
             raise ValueError(
                 f"{database!r} has an outbox: what is published would be owed to one of them only"
             )
         vars(database)[_KEY] = self  # it is the database's, and gone with it
 
+    def _rings(self) -> bool:
+        """Whether what is written now has to wake the relays up: not if the last did so just now.
+
+        A NOTIFY holds up every other COMMIT of the whole cluster that has one, until it is on the disk.
+        """
+        now = monotonic()
+        if now - self._rung < _PAUSE:
+            return False
+        self._rung = now
+        return True
+
 
 _LONGEST_NAME = 64
+_PAUSE = 0.05  # seconds between two NOTIFY of a process: relays look once more after twice that
 
 
 def publish(event: object) -> str:
     """Record an event in the running unit, and return its id: it leaves if and only if the unit commits.
 
     Its class was declared with `@event(...)`. Its data are taken now; what is changed later does not count.
+    It asks for no session, so that a unit may get one of either kind after it.
 
     Raises NoUnitOfWork outside a unit, UnitOfWorkClosed after it was settled, ReadOnlyUnitOfWork where it
     only reads; TypeError for an event that was not declared or cannot be written as JSON, ValueError for one
@@ -101,7 +118,7 @@ def publish(event: object) -> str:
             f"{what.type} has {size} bytes of data, more than {outbox.max_size}: publish what leads to them"
         )
     subject, made = what.subject_of(event), str(uuid4())
-    _record(_session_of(unit), _Row(made, what.type, subject, data, _lane(subject), _now()), outbox.names)
+    _keep(unit, _Row(made, what.type, subject, data, _lane(subject), _now()), outbox)
     return made
 
 
@@ -121,8 +138,31 @@ class _Row:
 class _Buffer:
     """The events of a unit that are not written yet, in the order of publishing."""
 
-    names: Sequence[str]
+    outbox: Outbox
     rows: list[_Row] = field(default_factory=list[_Row])
+
+
+class _Early:
+    """What is published before the unit has a session: its kind is for those to say who ask for one."""
+
+    __slots__ = ("_asynchronous", "buffer")
+
+    def __init__(self, unit: UnitOfWork, outbox: Outbox) -> None:
+        self.buffer = _Buffer(outbox)
+        self._asynchronous = _on_loop()
+        engine = partial(unit.database.engine, unit.options)
+        try:
+            engine(asynchronous=self._asynchronous)
+        except Exception:  # if there is none of the other kind either, who publishes is told, not COMMIT
+            self._asynchronous = not self._asynchronous
+            engine(asynchronous=self._asynchronous)
+
+    def __call__(self, unit: UnitOfWork) -> None:
+        """Give it to the session before that is used; for COMMIT one is made if nobody has asked for it."""
+        session = _session_of(unit, asynchronous=self._asynchronous)
+        session.info[_KEY] = self.buffer
+        session.work.must_commit = True  # also without a connection by then
+        unit.on_opened = None
 
 
 def _lane(subject: str) -> int:
@@ -134,14 +174,29 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def _session_of(unit: UnitOfWork) -> UnitSession:
-    """The session that the unit has, or else the one that suits who asks."""
+def _keep(unit: UnitOfWork, row: _Row, outbox: Outbox) -> None:
+    with unit.database.opening:  # nobody makes the session or settles meanwhile
+        is_early = unit.is_open and unit._work is None  # pyright: ignore[reportPrivateUsage]  # to ask for the session is to make it
+        if is_early and outbox.names:
+            early = unit.on_opened
+            if not isinstance(early, _Early):
+                early = unit.on_opened = _Early(unit, outbox)
+            early.buffer.rows.append(row)
+    if not is_early:
+        _record(_session_of(unit, asynchronous=_on_loop()), row, outbox)
+
+
+def _on_loop() -> bool:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        first, second = _sync, _async
-    else:
-        first, second = _async, _sync
+        return False
+    return True
+
+
+def _session_of(unit: UnitOfWork, *, asynchronous: bool) -> UnitSession:
+    """The session that the unit has, or else one of this kind."""
+    first, second = (_async, _sync) if asynchronous else (_sync, _async)
     try:
         return first(unit)
     except (MixedSessions, ValueError):  # the second: among engines of one's own there is none for it
@@ -156,7 +211,7 @@ def _async(unit: UnitOfWork) -> UnitSession:
     return cast("UnitSession", unit.session.sync_session)
 
 
-def _record(session: UnitSession, row: _Row, names: Sequence[str]) -> None:
+def _record(session: UnitSession, row: _Row, outbox: Outbox) -> None:
     work = session.work
     work.enter_open()  # as `add()`: it cannot wait for another task's savepoint to end
     try:
@@ -164,11 +219,11 @@ def _record(session: UnitSession, row: _Row, names: Sequence[str]) -> None:
             raise UnitOfWorkClosed(
                 f"{work.name}: its COMMIT was sent: what is published now would not be in it"
             )
-        if not names:
+        if not outbox.names:
             return
         buffer: _Buffer | None = session.info.get(_KEY)
         if buffer is None:
-            buffer = session.info[_KEY] = _Buffer(names)
+            buffer = session.info[_KEY] = _Buffer(outbox)
             for connection in work.connections:
                 connection.__dict__[_KEY] = buffer
         written_at_once = _COMMITTING in session.info  # a listener's that came after ours
@@ -248,7 +303,7 @@ def _release_savepoint(connection: Connection, name: str, context: object) -> No
 _INSERT = (
     f"WITH locked AS MATERIALIZED (SELECT pg_advisory_xact_lock(lane)"
     f" FROM unnest(CAST({{locks}} AS bigint[])) WITH ORDINALITY AS l(lane, place) ORDER BY place),"
-    f" told AS MATERIALIZED (SELECT pg_notify('{CHANNEL}', ''))"
+    f" told AS MATERIALIZED ({{told}})"
     f" INSERT INTO {NAME} (destination, state, lane, id, type, subject, time, data, attempts, due)"
     f" SELECT d.name, '{PENDING}', e.lane, e.id, e.type, e.subject, e.time, e.data, 0, 0"
     f" FROM (SELECT (SELECT count(*) FROM locked) + (SELECT count(*) FROM told) AS number OFFSET 0) AS first,"
@@ -259,9 +314,7 @@ _INSERT = (
     f" WHERE first.number > 0 ORDER BY e.place"
 )
 _PARAMETERS = ("locks", "lanes", "ids", "types", "subjects", "times", "data", "names")
-# Without SQLAlchemy's compiler, which would be a third of what an event costs; by the driver's placeholders.
-_FOR_ASYNCPG = _INSERT.format(**{name: f"${number}" for number, name in enumerate(_PARAMETERS, 1)})
-_FOR_LIBPQ = _INSERT.format(**dict.fromkeys(_PARAMETERS, "%s"))
+_TOLD = {True: f"SELECT pg_notify('{CHANNEL}', '')", False: "SELECT 1"}
 _TABLE = table(MetaData())
 
 
@@ -274,14 +327,22 @@ def _write(session: Session, buffer: _Buffer) -> None:
     connection = session.connection()
     if connection.dialect.name == "postgresql":
         numbered = connection.dialect.paramstyle.startswith("numeric")
-        connection.exec_driver_sql(_FOR_ASYNCPG if numbered else _FOR_LIBPQ, _arrays(rows, buffer.names))
+        statement = _spelt(numbered=numbered, rings=buffer.outbox._rings())
+        connection.exec_driver_sql(statement, _arrays(rows, buffer.outbox.names))
         return
     values = [
         {"destination": name, "state": PENDING, "attempts": 0, "due": 0.0, **_values(row)}
         for row in rows
-        for name in buffer.names
+        for name in buffer.outbox.names
     ]
     connection.execute(insert(_TABLE), values)
+
+
+@cache
+def _spelt(*, numbered: bool, rings: bool) -> str:
+    """The statement with the driver's placeholders; SQLAlchemy's compiler would be a third of its cost."""
+    marks = {name: f"${number}" if numbered else "%s" for number, name in enumerate(_PARAMETERS, 1)}
+    return _INSERT.format(told=_TOLD[rings], **marks)
 
 
 def _arrays(rows: list[_Row], names: Sequence[str]) -> tuple[Sequence[Any], ...]:

@@ -104,6 +104,23 @@ class Due:
     lane: int
 
 
+_PLANNING = text(
+    "SELECT set_config('plan_cache_mode', 'force_custom_plan', true),"
+    " set_config('enable_seqscan', 'off', true)"
+)
+
+
+async def plan_anew(session: AsyncSession) -> None:
+    """Plan each statement of this transaction by what is there now, and through the index.
+
+    PostgreSQL keeps a plan with the connection, until the next ANALYZE: one from when the table had just been
+    emptied reads all of it at each step, and a look at 10,000 lanes takes seconds
+    (https://www.postgresql.org/docs/current/sql-prepare.html).
+    """
+    if _dialect(session) == "postgresql":
+        await session.execute(_PLANNING)
+
+
 async def find(session: AsyncSession, destination: str, after: int, most: int) -> list[Due]:
     """What is due, one event for each lane, from the lane after this one on."""
     given = {"destination": destination, "after": after, "most": most}
@@ -205,6 +222,23 @@ async def owed(session: AsyncSession, which: Which, *, most: int, after: int = 0
         select(*columns).where(*which.conditions(), _of.number > after).order_by(_of.number).limit(most)
     )
     return [Owed(*row) for row in (await session.execute(statement)).all()]
+
+
+_WAITING = Which(state="pending")
+
+
+async def owed_elsewhere(
+    session: AsyncSession, names: Collection[str], which: Which = _WAITING
+) -> dict[str, int]:
+    """How many of these are owed to destinations of other names than these, by their names.
+
+    No relay that has these destinations sends them: they wait until the name is there again.
+    """
+    of_others = select(_of.destination, func.count()).where(
+        *which.conditions(), _of.destination.not_in(names)
+    )
+    counted = of_others.group_by(_of.destination).order_by(_of.destination)
+    return {each[0]: each[1] for each in (await session.execute(counted)).all()}
 
 
 async def retry(session: AsyncSession, which: Which) -> int:

@@ -18,12 +18,13 @@ from urllib.parse import urlsplit
 
 from anyio import to_thread
 
-from ._message import CloudEvent, TryLater
+from ._message import CloudEvent, GiveUp, TryLater
 
 _PREFIX = "whsec_"
 _MORE_ANSWER_THAN_THIS = 64 * 1024  # bytes: it is not read to its end, and costs the connection
 _SECONDS_TO_READ = 1.0  # for the rest of an answer, likewise
 _BUSY = (429, 503)
+_GONE = 410
 
 Mode = Literal["structured", "binary"]
 
@@ -77,8 +78,7 @@ class Webhook:
         mode: Mode = "structured",
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if not _is_address(url):
             raise ValueError("url is no address of http:// or https://")
         if mode not in ("structured", "binary"):
             raise ValueError(f'mode={mode!r} is neither "structured" nor "binary"')
@@ -90,7 +90,10 @@ class Webhook:
         self._client: Any = None
 
     async def send(self, event: CloudEvent) -> None:
-        """POST it; raises Refused for another answer than 2xx, TryLater for one that says when."""
+        """POST it; raises Refused for another answer than 2xx, TryLater for one that says when.
+
+        GiveUp for 410: as of Standard Webhooks ("Delivery success and failure") the receiver wants no more.
+        """
         import httpx  # noqa: PLC0415 - as in _client()
 
         client = self._client = self._client or _client()
@@ -106,6 +109,8 @@ class Webhook:
             return
         if status in _BUSY and wish is not None:
             raise TryLater(f"answered with {status}, and to come back in {wish:g} s", wish)
+        if status == _GONE:
+            raise GiveUp(f"answered with {status}: the receiver wants no more")
         raise Refused(f"answered with {status}")
 
     async def aclose(self) -> None:
@@ -121,6 +126,14 @@ class Webhook:
         if self._keys:
             signed["webhook-signature"] = signatures(self._keys, id=event.id, timestamp=timestamp, body=body)
         return {"user-agent": "uow-outbox", **self._headers, **form, **signed}
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # its port is none, or its brackets
+        return False
 
 
 def _client() -> Any:

@@ -201,7 +201,7 @@ async def test_after_the_end_of_a_unit_that_had_no_session_it_is_too_late(
     with pytest.raises(errors.UnitOfWorkClosed):
         inside.run(tell, "late")
     with pytest.raises(errors.UnitOfWorkClosed):
-        await anyio.to_thread.run_sync(inside.run, tell, "late")
+        await anyio.to_thread.run_sync(inside.run, lambda: tell("late"))
     assert words(backend) == ["in time"]
 
 

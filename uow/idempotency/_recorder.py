@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, Final, NoReturn
 
@@ -120,7 +120,7 @@ class Recorder:
 
 
 @contextmanager
-def sending_bytes(scope: Scope) -> Iterator[None]:
+def sending_bytes(scope: Scope) -> Generator[None]:
     """The app is offered no way to answer but with bytes, so a file comes as those that are in it.
 
     The scope stays the one of the server: what the router writes into it is read outside.

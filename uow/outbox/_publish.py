@@ -77,7 +77,7 @@ class Outbox:
             )
         vars(database)[_KEY] = self  # it is the database's, and gone with it
 
-    def _rings(self) -> bool:
+    def wakes_relays(self) -> bool:
         """Whether what is written now has to wake the relays up: not if the last did so just now.
 
         A NOTIFY holds up every other COMMIT of the whole cluster that has one, until it is on the disk.
@@ -327,7 +327,7 @@ def _write(session: Session, buffer: _Buffer) -> None:
     connection = session.connection()
     if connection.dialect.name == "postgresql":
         numbered = connection.dialect.paramstyle.startswith("numeric")
-        statement = _spelt(numbered=numbered, rings=buffer.outbox._rings())
+        statement = _spelt(numbered=numbered, rings=buffer.outbox.wakes_relays())
         connection.exec_driver_sql(statement, _arrays(rows, buffer.outbox.names))
         return
     values = [

@@ -191,6 +191,15 @@ def test_a_server_comes_back_from_a_crash_with_what_was_committed(
     assert "automatic recovery" in postgres.server.log()
 
 
+def test_a_question_about_the_server_is_asked_again_where_its_connection_was_cut(
+    postgres: PostgresBackend,
+) -> None:
+    assert postgres.connections() == 0
+    cut = "SELECT pg_terminate_backend(pid, 30000) FROM pg_stat_activity WHERE datname = 'postgres'"
+    assert postgres.query(cut) == [(True,)]
+    assert postgres.connections() == 0
+
+
 def test_a_server_that_a_test_has_stopped_is_there_for_the_next(postgres: PostgresBackend) -> None:
     postgres.server.stop()
     assert not postgres.server.running
@@ -202,10 +211,10 @@ def test_a_server_that_a_test_has_stopped_is_there_for_the_next(postgres: Postgr
 def test_a_server_of_ones_own_runs_without_root_and_leaves_nothing(identity: Identity) -> None:
     binaries = wheel_binaries()
     assert binaries is not None
-    server = PostgresServer(binaries, settings={"fsync": "off"}, identity=identity)
+    server = PostgresServer(binaries, settings={"fsync": "on"}, identity=identity)
     try:
         server.start()
-        assert server.query("postgres", "SHOW fsync") == [("off",)]
+        assert server.query("postgres", "SHOW fsync") == [("on",)]
         assert server.query("postgres", "SHOW server_encoding") == [("UTF8",)]
         pid = server.pid
     finally:

@@ -19,11 +19,14 @@ from api.migrations import prepare
 from api.settings import Settings
 from tests.support.asgi import lifespan
 from tests.support.backends import Backend, Leg, SqliteBackend
+from tests.support.forked import import_once, run_forked
 from tests.support.pgbouncer import PgBouncerBackend, postgres_backend
 from tests.support.postgres import PostgresServers
 from tests.support.processes import python_environment
 from tests.support.server import ROOT, CommandServer
 from tests.support.wait import LIMIT, wait_until
+
+import_once("api.cli")
 
 on_one_engine = pytest.mark.parametrize("service", ["sqlite"], indirect=True)
 """For what is decided before a database is asked."""
@@ -100,16 +103,9 @@ class Service(CommandServer):
 def run_api(
     *arguments: str, env: Mapping[str, str] | None = None, cwd: Path = ROOT
 ) -> subprocess.CompletedProcess[str]:
-    """`python -m api ...`, to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "api", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=4 * LIMIT,
-        check=False,
-        cwd=cwd,
-        env=python_environment({"PYTHONPATH": str(ROOT), **(env or {})}),
-    )
+    """`python -m api ...`, to its end; `Service` and some tests start the interpreter too."""
+    environment = python_environment({"PYTHONPATH": str(ROOT), **(env or {})})
+    return run_forked("api", *arguments, env=environment, cwd=cwd, timeout=4 * LIMIT)
 
 
 @asynccontextmanager

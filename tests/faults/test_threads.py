@@ -23,6 +23,7 @@ from tests.support.wait import wait_until
 pytestmark = pytest.mark.backends("sqlite", "pg18")
 
 CLIENTS = 256
+A_MOMENT = 0.01  # seconds between two probes, which are not to be a load of their own
 THREADS = 40  # what anyio gives to all `def` endpoints together
 REFUSED = ("keep", "refuse", "clash")  # by nobody, by its answer, by the database
 LATER = """CREATE TABLE later (id {serial} PRIMARY KEY,
@@ -62,7 +63,8 @@ def alive(server: UvicornServer) -> Iterator[None]:
 
     def ask() -> None:
         client = server.client()
-        while not over.is_set():
+        statuses.append(client.get("/livez").status_code)
+        while not over.wait(A_MOMENT):
             statuses.append(client.get("/livez").status_code)
 
     thread = threading.Thread(target=ask)

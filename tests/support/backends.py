@@ -220,9 +220,13 @@ class PostgresBackend(Backend):
         self.server.start()
         self.server.recycle_database(self.dbname)
 
+    def wait_until_at_rest(self) -> None:
+        at_work = "(state LIKE 'idle in transaction%%' OR backend_xid IS NOT NULL)"
+        wait_until(lambda: self._count_backends(at_work) == 0, f"{self.name} is at rest")
+
     def _count_backends(self, condition: str) -> int:
         sql = (
             "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND application_name <> %s"
             f" AND backend_type = 'client backend' AND {condition}"
         )
-        return int(self.server.query("postgres", sql, (self.dbname, CHECKER))[0][0])
+        return int(self.server.ask(sql, (self.dbname, CHECKER))[0][0])

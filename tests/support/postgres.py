@@ -16,6 +16,7 @@ import psycopg
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from tests.support.kept import KeptConnection
 from tests.support.processes import (
     Child,
     clean_environment,
@@ -38,6 +39,9 @@ the app's.
 _NOBODY = 65534
 _UNSHARE = ("unshare", "--user", f"--map-user={_NOBODY}", f"--map-group={_NOBODY}")
 _SETTINGS = {
+    # What was acknowledged is with the operating system then, and survives whatever a test does to the
+    # server's processes: only a crash of the machine could lose it.
+    "fsync": "off",
     "listen_addresses": "127.0.0.1",
     "max_connections": "200",
     "shared_buffers": "64MB",
@@ -119,9 +123,8 @@ class PostgresServer:
     authentication.
 
     Nothing is started by the constructor. `start()`, `stop()` and `restart()` keep data and port;
-    `remove()` ends it. `settings` are server settings, `{"fsync": "off"}`; fsync is on unless they
-    say otherwise, so what a COMMIT acknowledged survives. They may be changed between a stop and a
-    start.
+    `remove()` ends it. `settings` are server settings, `{"wal_level": "logical"}`; they may be changed
+    between a stop and a start. What a COMMIT acknowledged survives a kill of any process of the server.
     """
 
     def __init__(
@@ -139,6 +142,7 @@ class PostgresServer:
         self.port = free_port()
         self._given_binaries = binaries
         self._child: Child | None = None
+        self._kept = KeptConnection(self.connect)
         self._names = itertools.count(1)
         self._spare: list[str] = []
 
@@ -175,6 +179,7 @@ class PostgresServer:
         """Stop the server: `immediate` is a crash (recovery at the next start), otherwise clients
         are cut off orderly.
         """
+        self._kept.close()
         if self._child is not None:
             orderly = () if immediate else (signal.SIGINT,)
             self._child.stop(*orderly, signal.SIGQUIT)
@@ -291,6 +296,10 @@ class PostgresServer:
             cursor = connection.execute(sql.encode(), params)
             return cursor.fetchall() if cursor.description is not None else []
 
+    def ask(self, sql: str, params: Sequence[Any] | None = None) -> list[tuple[Any, ...]]:
+        """The rows of a query about the server, through one connection that is kept for such queries."""
+        return self._kept.query(sql, params)
+
     def create_database(self, name: str | None = None) -> str:
         """Make an empty database and return its name; without one it may be a recycled one."""
         if name is None and self._spare:
@@ -318,9 +327,11 @@ class PostgresServer:
 
     def _empty(self, name: str) -> bool:
         schemas = "SELECT nspname FROM pg_namespace WHERE oid >= 16384 OR nspname = 'public'"
-        drops = [f'DROP SCHEMA "{row[0]}" CASCADE; ' for row in self.query(name, schemas)]
-        self.query(name, "".join(drops) + "CREATE SCHEMA public AUTHORIZATION pg_database_owner")
-        return not self.query(name, _LEFT_OVER)
+        with self.connect(name) as connection:
+            drops = [f'DROP SCHEMA "{row[0]}" CASCADE; ' for row in connection.execute(schemas)]
+            emptied = "".join(drops) + "CREATE SCHEMA public AUTHORIZATION pg_database_owner"
+            connection.execute(emptied.encode())
+            return connection.execute(_LEFT_OVER.encode()).fetchone() is None
 
     def drop_database(self, name: str) -> None:
         """Remove a database, whoever is still connected to it."""
@@ -334,7 +345,7 @@ class PostgresServer:
             "SELECT pg_terminate_backend(pid, 30000) FROM pg_stat_activity"
             " WHERE datname = %s AND application_name <> %s"
         )
-        return len(self.query("postgres", cut, (dbname, CHECKER)))
+        return len(self.ask(cut, (dbname, CHECKER)))
 
 
 def _reachable_by_others(folder: Path) -> bool:

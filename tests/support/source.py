@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 
 class Source:
-    """One file of the tree, parsed."""
+    """One file of the tree; it is parsed when its syntax is first asked for."""
 
     def __init__(self, root: Path, path: Path) -> None:
         self.name = path.relative_to(root).as_posix()
         self.text = path.read_text(encoding="utf-8")
-        self.tree = ast.parse(self.text, self.name)
         parts = path.relative_to(root).with_suffix("").parts
         self.is_package = parts[-1] == "__init__"
         self.module = ".".join(parts[:-1] if self.is_package else parts)
+
+    @cached_property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.text, self.name)
 
     def at(self, line: int, what: str) -> str:
         return f"{self.name}:{line}: {what}"

@@ -4,12 +4,12 @@ has failed.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 LIMIT = 30.0
 """Seconds after which a condition counts as never coming true."""
 
-_PAUSE = 0.01
+_SHORTEST, _LONGEST = 0.001, 0.05
 
 
 class NeverHappened(AssertionError):
@@ -22,17 +22,23 @@ def wait_until(condition: Callable[[], bool], what: str, *, limit: float = LIMIT
 
     It blocks its thread. On an event loop use `wait_until_async`, or what you wait for cannot move.
     """
-    deadline = time.monotonic() + limit
+    pauses = _pauses(what, limit)
     while not condition():
-        if time.monotonic() > deadline:
-            raise NeverHappened(f"not within {limit:g} s: {what}")
-        time.sleep(_PAUSE)
+        pause = next(pauses)
+        time.sleep(pause)
 
 
 async def wait_until_async(condition: Callable[[], bool], what: str, *, limit: float = LIMIT) -> None:
     """Do as `wait_until` does, and let the event loop run between two looks."""
-    deadline = time.monotonic() + limit
+    pauses = _pauses(what, limit)
     while not condition():
-        if time.monotonic() > deadline:
-            raise NeverHappened(f"not within {limit:g} s: {what}")
-        await asyncio.sleep(_PAUSE)
+        pause = next(pauses)
+        await asyncio.sleep(pause)
+
+
+def _pauses(what: str, limit: float) -> Iterator[float]:
+    """Seconds to the next look: a tenth of what has passed, for a look may be a request to a server."""
+    began = time.monotonic()
+    while (passed := time.monotonic() - began) <= limit:
+        yield min(max(passed / 10, _SHORTEST), _LONGEST)
+    raise NeverHappened(f"not within {limit:g} s: {what}")

@@ -51,8 +51,6 @@ class UnitTransaction(Watch):
         if state is TransactionState.IDLE and self.statements and self.unit.database.begins_visibly:
             raise _messages.ended_by_text(self.name)
         self._identify(connection)  # not before: listeners of the session may have written just now
-        if self.with_commit:
-            self.adapter.send_with_commit(connection, self.with_commit)
         if self.is_limited:
             self.adapter.lift_limit(connection)
         self.commit_sent = True  # before the look at abandoned: see abandon()
@@ -168,8 +166,8 @@ class UnitTransaction(Watch):
         try:
             for result in self._results:
                 seal(result, self.name)
-            if self.is_limited or self.with_commit:
-                self._forget_unsent()
+            if self.is_limited:
+                self._forget_limit()
             while (savepoint := session.get_nested_transaction()) is not None:
                 savepoint.close()  # while there still is one: closing the session is too late for it
             for connection in self._live():
@@ -181,8 +179,8 @@ class UnitTransaction(Watch):
             logger.exception("%s: closing the session failed; its connection is thrown away", self.name)
             self.throw_away()
 
-    def _forget_unsent(self) -> None:
-        """What was to go out with BEGIN or COMMIT must not do so with those of somebody else."""
+    def _forget_limit(self) -> None:
+        """It may never have been sent: then it must not be, with the BEGIN of somebody else."""
         for connection in self._live():
             self.adapter.adopt(driver_of(connection))
 

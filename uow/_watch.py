@@ -64,7 +64,7 @@ class Watch(Turns):
         "_acknowledged", "_asked", "_committing", "_depth", "_failure_depth", "_internal", "_results",
         "_settler", "abandoned", "adapter", "commit_failed", "commit_sent", "connections", "ended", "failure",
         "flushing", "in_autocommit", "is_cut", "is_limited", "must_commit", "outcome", "phase", "read_only",
-        "statements", "streams", "transaction", "unit", "with_commit",
+        "statements", "streams", "transaction", "unit",
     )  # fmt: skip
 
     def __init__(self, unit: UnitOfWork, *, in_autocommit: bool, asynchronous: bool) -> None:
@@ -87,7 +87,6 @@ class Watch(Turns):
         self.must_commit = False  # though it has no connection: somebody writes in `before_commit`
         self.is_cut = False  # somebody has ended the link under its connection
         self.is_limited = False  # by what its request has left of its deadline
-        self.with_commit = ""  # statements that go out with COMMIT, each ended by a semicolon
         self.statements = 0
         self.transaction: Any = None  # its name, for whoever asks what became of its COMMIT
         self.streams = False

@@ -58,6 +58,7 @@ async def test_L8_the_client_hears_what_really_happened_and_so_does_its_repeat(
     assert answer.status == status
     proxy.heal()
     assert names(backend) == ["first", "run-1"][: 1 + kept]
+    assert rows(backend) == [("", "k-1", 201)][:kept], "who asks leaves nothing behind"
     again = await send(app)
     assert (again.status, again.json(), REPLAYED in again.headers) == (201, {"run": 2 - kept}, kept)
     assert len(names(backend)) == 2

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import asyncpg
 import pytest
 from sqlalchemy import event, text
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import NullPool
+from starlette.requests import Request
 from starlette.responses import Response
 
 from tests.support.asgi import run_asgi
@@ -288,3 +291,31 @@ async def test_dead_connections_at_rest_are_replaced(
 
     await within(database, mode, insert("after"))
     assert await within(database, mode, count, read_only=True) == 2
+
+
+@pytest.mark.backends("pg18")
+@pytest.mark.parametrize("deadline", [None, 30.0])
+async def test_L9_a_commit_of_a_connection_from_asyncpgs_own_pool_is_not_taken_for_one_that_it_is_not(
+    postgres: PostgresBackend, deadline: float | None
+) -> None:
+    """The pool hands out proxies, and a transaction of theirs is one of the connection behind them."""
+    make_tables(postgres)
+    fails = [False, True, False]
+
+    async def handle(_: Request) -> Response:
+        session = current_session()
+        await session.run_sync(insert(f"item-{len(fails)}"))
+        if fails.pop():
+            raw: Any = await (await session.connection()).get_raw_connection()
+            with suppress(asyncpg.UndefinedColumnError):
+                await raw.driver_connection.execute("SELECT nothing")
+        return Response(status_code=201)
+
+    async with asyncpg.create_pool(postgres.database_url, min_size=1, max_size=1) as pool:
+        engine = create_async_engine(postgres.url("async"), poolclass=NullPool, async_creator=pool.acquire)
+        async with Database.from_engines(writer=engine) as database:
+            app = app_of(handle, database, deadline=deadline)
+            statuses = [(await run_asgi(app, "POST", "/work")).status for _ in range(3)]
+        await engine.dispose()
+    assert statuses == [201, 500, 201]
+    assert names(postgres) == ["item-3", "item-1"]

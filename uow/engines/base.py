@@ -27,7 +27,9 @@ def driver_of(connection: Connection) -> Any:
     """The driver's own connection, looked up once per checkout: it is five properties away."""
     driver = connection.__dict__.get(_DRIVER)
     if driver is None:
-        driver = connection.__dict__[_DRIVER] = connection.connection.driver_connection
+        driver = connection.connection.driver_connection
+        # Where a pool of asyncpg's makes the connections it is a proxy, which its transactions pass by.
+        driver = connection.__dict__[_DRIVER] = getattr(driver, "_con", driver)
     return driver
 
 
@@ -112,13 +114,6 @@ class Adapter(ABC):
 
         Where the engine knows no such thing, `interrupt` has to do.
         """
-
-    def sends_with_commit(self, connection: Connection) -> bool:
-        """Whether COMMIT can bring statements with it, which then cost no trip of their own."""
-        return False
-
-    def send_with_commit(self, connection: Connection, statements: str) -> None:
-        """Have COMMIT, which comes next, sent after these; if one of them fails, nothing is kept."""
 
     def lift_limit(self, connection: Connection) -> None:
         """Let COMMIT, which comes next, take the time that it needs.

@@ -63,7 +63,7 @@ _NO_SERVER = re.compile(r"server[ _]login|cannot connect to server").search
 _TIMEOUTS = ("statement_timeout", "lock_timeout")
 _MOST_MILLISECONDS = 2**31 - 1
 _LIFT = "SET LOCAL statement_timeout TO DEFAULT"
-_along: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # to be sent with the next BEGIN or COMMIT
+_limits: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # to be sent with the next BEGIN or COMMIT
 _own_limits: WeakKeyDictionary[Any, dict[str, int]] = WeakKeyDictionary()  # of the role or the database
 _UNITS = {"": 1, "ms": 1, "s": 1000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}
 _SECONDS_TO_CANCEL = 1.0
@@ -127,8 +127,8 @@ class PostgreSQL(Adapter):
         if hasattr(driver, "is_in_transaction"):
             if not hasattr(driver, _READS_TAGS):
                 driver.__class__ = _tag_reading(driver.__class__)
-            elif _along:
-                _along.pop(driver, None)  # of a unit that never began, or never ended
+            elif _limits:
+                _limits.pop(driver, None)  # of a unit that never began
 
     def limit(self, connection: Connection, seconds: float) -> None:
         """Without a trip of its own through asyncpg, whose BEGIN is a text that more can follow.
@@ -152,24 +152,17 @@ class PostgreSQL(Adapter):
         own = _own_limits[driver]
         texts = [f"SET LOCAL {name} = {min(most, own[name] or most)}" for name, most in limits.items()]
         if hasattr(driver, _READS_TAGS) and not is_new:
-            _along[driver] = "; ".join(["", *texts])
+            _limits[driver] = "; ".join(["", *texts])
         else:
             for text in texts:
                 connection.exec_driver_sql(text)
-
-    def sends_with_commit(self, connection: Connection) -> bool:
-        driver = driver_of(connection)
-        return hasattr(driver, _READS_TAGS) and not hasattr(driver, BORROWED)
-
-    def send_with_commit(self, connection: Connection, statements: str) -> None:
-        _along[driver_of(connection)] = statements
 
     def lift_limit(self, connection: Connection) -> None:
         driver = driver_of(connection)
         if hasattr(driver, BORROWED):
             return
         if hasattr(driver, _READS_TAGS):
-            _along[driver] = f"{_along.get(driver, '')}{_LIFT}; "
+            _limits[driver] = f"{_LIFT}; "
         else:
             connection.exec_driver_sql(_LIFT)
 
@@ -216,19 +209,6 @@ class PostgreSQL(Adapter):
         if state == "08P01" and _NO_SERVER(str(error)):
             return Condition.UNAVAILABLE
         return _CONDITIONS.get(state) or _CLASS_CONDITIONS.get(state[:2], Condition.OTHER)
-
-
-def literal(value: str | bytes | int) -> str:
-    """A value as it stands in a statement: no setting of the server makes another one of it.
-
-    https://www.postgresql.org/docs/current/sql-syntax-lexical.html#SQL-SYNTAX-STRINGS-ESCAPE
-    """
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, str):
-        quoted = value.replace("\\", r"\\").replace("'", "''")
-        return f"E'{quoted}'"
-    return rf"E'\\x{value.hex()}'"
 
 
 def _milliseconds(shown: str) -> int:
@@ -319,23 +299,17 @@ def _ask_whether_read_only(connection: Any, record: object) -> None:
 
 @functools.cache
 def _tag_reading(cls: Any) -> Any:
-    """A class of asyncpg's connections that asks COMMIT for its tag, and sends along what is due with it.
+    """A class of asyncpg's connections that asks COMMIT for its tag, and lets BEGIN set limits.
 
     PostgreSQL answers the COMMIT of a failed transaction with ROLLBACK and no error, and errors on the
     raw driver connection (COPY, say) raise no event: without this the unit would be taken for committed.
     """
-    from asyncpg.exceptions import InFailedSQLTransactionError, PostgresError  # not everybody has asyncpg
+    from asyncpg.exceptions import InFailedSQLTransactionError  # here: not everybody has asyncpg
 
     async def execute(self: Any, query: str, *args: Any, timeout: float | None = None) -> str:
-        is_commit = query.startswith("COMMIT")
-        if _along and (is_commit or query.startswith("BEGIN")) and (along := _along.pop(self, None)):
-            query = along + query if is_commit else query + along
-        try:
-            tag: str = await cls.execute(self, query, *args, timeout=timeout)
-        except PostgresError:
-            if is_commit and self.is_in_transaction():  # what came before COMMIT has failed, and asyncpg
-                await cls.execute(self, "ROLLBACK")  # takes its transaction for ended
-            raise
+        if _limits and query.startswith(("BEGIN", "COMMIT")) and (limit := _limits.pop(self, None)):
+            query = query + limit if query.startswith("BEGIN") else limit + query
+        tag: str = await cls.execute(self, query, *args, timeout=timeout)
         if tag == "ROLLBACK" and "COMMIT" in query:
             raise InFailedSQLTransactionError("COMMIT was answered with ROLLBACK")
         return tag

@@ -72,21 +72,19 @@ class Lost:
         return None
 
     async def _ask(self, engine: AsyncEngine) -> bool:
-        asked = engine.execution_options(isolation_level=_LEVEL)
         while True:
             try:
-                async with asked.connect() as connection:
+                async with engine.connect() as connection:
                     return await connection.run_sync(self._was_kept)
             except (SQLAlchemyError, OSError) as error:
                 _not_now(error)
             await asyncio.sleep(_PAUSE)
 
     def _ask_sync(self, engine: Engine) -> bool | None:
-        asked = engine.execution_options(isolation_level=_LEVEL)
         until = monotonic() + _SECONDS
         while monotonic() < until:
             try:
-                with asked.connect() as connection:
+                with engine.connect() as connection:
                     return self._was_kept(connection)
             except (SQLAlchemyError, OSError) as error:
                 _not_now(error)
@@ -95,6 +93,7 @@ class Lost:
 
     def _was_kept(self, connection: Connection) -> bool:
         """The row that is there is asked first: a standby that is about to be promoted takes no writes."""
+        connection = connection.execution_options(isolation_level=_LEVEL)  # the engine's is AUTOCOMMIT
         token = self.row["token"]
         if connection.scalar(_LOOK, self.row) == token:
             return True

@@ -8,7 +8,6 @@ from typing import Any, Final, NoReturn
 
 from starlette.types import Message, Scope, Send
 
-from ..errors import UnitOfWorkClosed, UnitOfWorkDoomed
 from ._row import Headers, Row
 from ._turns import Turn
 
@@ -88,17 +87,8 @@ class Recorder:
             self._refuse("it streams: it does not say with a Content-Length how long it is")
 
     async def _store(self, head: Message, body: bytes) -> None:
-        row = self._row
-        unit = row.unit
         headers: Headers = [(name, value) for name, value in head.get("headers", ()) if self._keeps(name)]
-        try:
-            await row.keep(head["status"], headers, body)
-        except Exception as error:
-            ended = isinstance(error, (UnitOfWorkDoomed, UnitOfWorkClosed)) or unit.failure is not None
-            if not (unit.is_open and ended):
-                self.wrong = error
-                raise
-            # The unit cannot be committed any more, and says so itself in its own words.
+        self._row.keep(head["status"], headers, body)
         self._passes = True
         await self._settle(head)
         await self._send({"type": "http.response.body", "body": body, "more_body": False})

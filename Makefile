@@ -26,8 +26,7 @@ HAZARDS := benchmarks/hazards
 PEERS := $(VENV)-peers
 PEERS_SQLA := $(VENV)-peers-fastapi-sqla
 
-# Coverage is a statement about the whole suite: a part of it (ARGS) is not measured. What reaches `uow`
-# for it is said in tests/support/measured.py.
+# Coverage is a statement about the whole suite: a part of it (ARGS) is not measured.
 COVERAGE := $(if $(ARGS),,--cov --cov-report=term-missing:skip-covered)
 # A process for each core; the tests of one file share their servers, so they stay together.
 PARALLEL := $(if $(ARGS),,-n auto --dist loadfile)

@@ -22,7 +22,6 @@ from tests.support.backends import (
     PostgresBackend,
     SqliteBackend,
 )
-from tests.support.measured import measure
 from tests.support.pages import QUICKSTART, quickstart
 from tests.support.pgbouncer import postgres_backend
 from tests.support.postgres import PostgresServers
@@ -34,15 +33,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Declare the markers, and forget what would steer the drivers of whoever runs the tests."""
     config.addinivalue_line("markers", "backends(*legs): run `backend` on these only: sqlite, pg18, pgsystem")
     config.addinivalue_line("markers", "modes(*modes): run `mode` with these only: async, sync")
-    config.addinivalue_line("markers", "measured: the coverage of `uow` counts what this test reaches")
     for name in [name for name in os.environ if name.startswith(("PG", "UOW_"))]:
         del os.environ[name]
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_sessionstart(session: pytest.Session) -> None:
-    """Restrict the measurement of coverage, which has begun by now."""
-    measure(session.config)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -1,4 +1,4 @@
-"""The kit's own promises on what runs in forks, and on what coverage is measured in."""
+"""The kit's own promises on what runs in forks."""
 
 from __future__ import annotations
 
@@ -6,16 +6,11 @@ import multiprocessing
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from tests.support.forked import run_forked
-from tests.support.measured import Measuring
 from tests.support.wait import LIMIT
-
-TESTS = Path(__file__).resolve().parent
 
 
 def run(
@@ -50,25 +45,3 @@ def test_a_fork_that_does_not_end_is_ended(tmp_path: Path) -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         run(tmp_path, "import time\ntime.sleep(600)", env={}, timeout=0.5)
     assert multiprocessing.active_children() == []
-
-
-def test_coverage_is_measured_in_the_tests_that_count_only() -> None:
-    said: list[str] = []
-    controller: Any = SimpleNamespace(
-        pause=lambda: said.append("pause"), resume=lambda: said.append("resume")
-    )
-    plugin = Measuring(controller)
-
-    def runs(folder: str, *marks: str) -> list[str]:
-        said.clear()
-        item: Any = SimpleNamespace(
-            path=TESTS / folder / "test_x.py", get_closest_marker=lambda name: name in marks or None
-        )
-        next(plugin.pytest_runtest_protocol(item))
-        return said
-
-    assert runs("faults") == []
-    assert runs("uow") == ["resume"]
-    assert runs("uow/testing") == []
-    assert runs("faults", "measured") == []
-    assert runs("faults", "backends") == ["pause"]

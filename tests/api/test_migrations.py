@@ -88,7 +88,6 @@ def test_a_second_migration_changes_nothing(backend: Backend) -> None:
     assert backend.count("orders") == 1
 
 
-@pytest.mark.measured
 def test_the_way_back_leaves_nothing(backend: Backend, connection: Connection) -> None:
     migrate(backend.database_url)
     config = migrations._config()

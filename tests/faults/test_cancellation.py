@@ -19,7 +19,7 @@ from tests.support.wait import LIMIT, wait_until_async
 from tests.uow.units import app_of
 from uow import current_session, current_sync_session, on_commit
 
-pytestmark = [pytest.mark.measured, pytest.mark.usefixtures("tables")]
+pytestmark = pytest.mark.usefixtures("tables")
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -284,7 +284,6 @@ def test_a_probe_writes_nothing_while_writes_go_well(tmp_path: Path, start: Star
         assert changes() == written
 
 
-@pytest.mark.measured
 @pytest.mark.parametrize("refused_at", ["BEGIN", "INSERT"])
 async def test_a_connection_that_cannot_write_is_not_kept(
     sqlite: SqliteBackend, mode: Mode, refused_at: str

@@ -47,7 +47,6 @@ async def test_async(backend: Backend, kind: str, ending: Ending) -> None:
     await hold(backend, "async", kind, ending, FAULTS)
 
 
-@pytest.mark.measured
 @pytest.mark.parametrize("kind", SYNC_KINDS)
 async def test_sync(backend: Backend, kind: str, ending: Ending) -> None:
     """The same with sync sessions in worker threads, which wait nowhere: points are events and messages."""

@@ -25,7 +25,7 @@ from tests.support.wait import LIMIT, wait_until_async
 from tests.uow.units import Item, app_of, elsewhere, endpoint, in_thread
 from uow import UnitOfWork, current_sync_session, errors
 
-pytestmark = [pytest.mark.measured, pytest.mark.usefixtures("tables")]
+pytestmark = pytest.mark.usefixtures("tables")
 SOON = 0.3
 
 

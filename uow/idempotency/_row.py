@@ -178,9 +178,12 @@ class Row:
         return ([*result] if result.returns_rows else []), result.rowcount
 
 
-@event.listens_for(UnitSession, "before_commit")
+@event.listens_for(UnitSession, "before_commit", insert=True)
 def _before_commit(session: Session) -> None:
-    """Commit no key without its answer: all who repeat the request would be told of a 500."""
+    """Commit no key without its answer: all who repeat the request would be told of a 500.
+
+    Before other listeners: the outbox takes locks that others wait for, and has to be the last.
+    """
     if not session.in_nested_transaction():
         rows: list[Row] = session.info.get(_ROWS, [])
         for row in rows:

@@ -90,7 +90,7 @@ class Outbox:
 
 
 _LONGEST_NAME = 64
-_PAUSE = 0.05  # seconds between two NOTIFY of a process: relays look once more after twice that
+_PAUSE = 0.05  # seconds between two NOTIFY of a process: relays look again after twice that
 
 
 def publish(event: object) -> str:

@@ -26,7 +26,9 @@ logger = logging.getLogger("uow")
 
 _MARGIN = 30.0  # seconds of a lease beyond the time for sending: to write down how it went
 _LAST_LOOK = 0.5  # seconds for a look that is under way when a relay is stopped
-_AFTERWARDS = 0.1  # seconds after which it looks once more: not each unit that publishes wakes the relays up
+# Seconds after which it looks once more, and then less and less often: not each unit that publishes wakes the
+# relays up, and a COMMIT may take its time.
+_AFTERWARDS = 0.1
 _IN_A_ROW = 5  # failures after which a destination is taken to be away
 _LONGEST_PAUSE = 60.0  # seconds for which one that is away is left alone
 _LONGEST_WISH = 24 * 3600.0  # seconds for which a destination may put an event off
@@ -180,7 +182,7 @@ class _Line:
                         await asyncio.wait_for(self.woken.wait(), pause)
                         pause = min(self._relay.poll, _AFTERWARDS)
                     except TimeoutError:
-                        pause = self._relay.poll
+                        pause = min(self._relay.poll, 2 * pause)
         finally:
             for task in self._sending:
                 task.cancel()

@@ -139,7 +139,7 @@ class SqliteBackend(Backend):
         return 0 if self.write_lock_free() and self._no_snapshot_held() else 1
 
     def drop(self) -> None:
-        for suffix in ("", "-wal", "-shm", "-journal"):
+        for suffix in ("", "-wal", "-shm", "-journal", "-keys"):
             Path(f"{self.path}{suffix}").unlink(missing_ok=True)
 
     def _at_once(self, begin: str) -> bool:

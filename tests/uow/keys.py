@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -92,6 +93,35 @@ def answering(response: Callable[[], Response]) -> Callable[[Request], Awaitable
     return handle
 
 
+class Held:
+    """An endpoint that inserts a row and then waits until it is let go, each time it runs."""
+
+    def __init__(self, *statuses: int) -> None:
+        self.statuses = [*statuses]
+        self.runs = 0
+        self.entered = asyncio.Semaphore(0)
+        self.go = asyncio.Semaphore(0)
+
+    async def __call__(self, _: Request) -> Response:
+        self.runs += 1
+        run = self.runs
+        await add(f"run-{run}")
+        self.entered.release()
+        await self.go.acquire()
+        return JSONResponse({"run": run}, self.statuses.pop(0) if self.statuses else 201)
+
+    @property
+    def endpoint(self) -> Callable[[Request], Any]:
+        async def handle(request: Request) -> Response:
+            return await self(request)
+
+        return handle
+
+
+def problem(answer: Recorder) -> tuple[int | None, str]:
+    return answer.status, answer.json()["type"]
+
+
 async def send(
     app: Any, key: str | None = "k-1", *, method: str = "POST", path: str = "/work", **options: Any
 ) -> Recorder:
@@ -108,6 +138,6 @@ def rows(backend: Backend) -> list[tuple[Any, ...]]:
 
 
 __all__ = [
-    "REPLAYED", "Counted", "answering", "both", "counting", "endpoint", "keyed", "make_keys", "one", "rows",
-    "send",
+    "REPLAYED", "Counted", "Held", "answering", "both", "counting", "endpoint", "keyed", "make_keys", "one",
+    "problem", "rows", "send",
 ]  # fmt: skip

@@ -102,9 +102,9 @@ async def test_a_body_that_comes_slowly_takes_nothing_of_the_wait(
         read.append(loop.time())
         return {"type": "http.request", "body": b"half", "more_body": len(read) < 2}
 
-    async def taken(self: Turns, name: tuple[str, str], until: float) -> Turn | None:
+    async def taken(self: Turns, name: tuple[str, str], until: float, file: str | None) -> Turn | None:
         given.append(until)
-        return await take(self, name, until)
+        return await take(self, name, until, file)
 
     monkeypatch.setattr(Turns, "take", taken)
     app = keyed(counting("async", Counted()), database, wait=LIMIT)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,13 +11,12 @@ from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from tests.support.asgi import Recorder, watch
 from tests.support.backends import Backend, Mode
 from tests.support.wait import LIMIT, wait_until_async
 from tests.uow.conftest import Connect
-from tests.uow.keys import REPLAYED, Counted, both, counting, keyed, make_keys, one, rows, send
+from tests.uow.keys import REPLAYED, Counted, Held, both, counting, keyed, make_keys, problem, rows, send
 from tests.uow.retries import Flaky
-from tests.uow.units import add, make_tables, names
+from tests.uow.units import make_tables, names
 from uow import Database, current_session
 from uow.retry import Retry
 
@@ -29,35 +27,6 @@ IN_USE = (409, "/problems/idempotency-key-in-use")
 @pytest.fixture(autouse=True)
 def _keys(backend: Backend) -> None:
     make_keys(backend)
-
-
-class Held:
-    """An endpoint that inserts a row and then waits until it is let go, each time it runs."""
-
-    def __init__(self, *statuses: int) -> None:
-        self.statuses = [*statuses]
-        self.runs = 0
-        self.entered = asyncio.Semaphore(0)
-        self.go = asyncio.Semaphore(0)
-
-    async def __call__(self, _: Request) -> Response:
-        self.runs += 1
-        run = self.runs
-        await add(f"run-{run}")
-        self.entered.release()
-        await self.go.acquire()
-        return JSONResponse({"run": run}, self.statuses.pop(0) if self.statuses else 201)
-
-    @property
-    def endpoint(self) -> Callable[[Request], Any]:
-        async def handle(request: Request) -> Response:
-            return await self(request)
-
-        return handle
-
-
-def problem(answer: Recorder) -> tuple[int | None, str]:
-    return answer.status, answer.json()["type"]
 
 
 @both
@@ -255,55 +224,7 @@ async def test_a_repeat_in_another_process_waits_for_so_long_and_no_longer(
     assert (await first).status == 201
 
 
-@one
-@pytest.mark.parametrize("holder", ["the first request", "somebody else"])
-async def test_on_sqlite_nobody_knows_whose_key_another_process_works_on(
-    backend: Backend, mode: Mode, connect: Connect, holder: str
-) -> None:
-    """What is not committed cannot be seen, and there is one writer: "in use" would be a guess."""
-    make_tables(backend)
-    held = Held()
-    first = asyncio.ensure_future(
-        send(keyed(held.endpoint, connect(backend)), "k-1" if holder == "the first request" else "another")
-    )
-    await held.entered.acquire()
-    work = Counted()
-    work.runs = 1
-    elsewhere = keyed(counting(mode, work), connect(backend, pool_timeout=0.1), wait=LIMIT)
-
-    early = await send(elsewhere)
-
-    assert problem(early) == (503, "/problems/serialization-failure")
-    assert int(early.headers["retry-after"]) > 0
-    assert work.runs == 1
-    held.go.release()
-    assert (await first).status == 201
-    again = await send(elsewhere)
-    told = (again.status, again.json(), REPLAYED in again.headers)
-    assert told == ((201, {"run": 1}, True) if holder == "the first request" else (201, {"run": 2}, False))
-
-
-@one
-async def test_on_sqlite_the_wait_for_another_process_is_that_of_all_who_write(
-    backend: Backend, connect: Connect
-) -> None:
-    """So `wait` does not end it: whoever gets the writer by then is told what became of the first request."""
-    make_tables(backend)
-    held = Held()
-    first = asyncio.ensure_future(send(keyed(held.endpoint, connect(backend))))
-    await held.entered.acquire()
-    elsewhere = Elsewhere(connect, backend, held, wait=0.0).app
-    with watch([]) as timeline:
-        second = asyncio.ensure_future(send(elsewhere))
-        await wait_until_async(lambda: timeline == ["BEGIN"], "the second one wants to write")
-    held.go.release()
-
-    assert (await first).status == 201
-    assert ((await second).status, (await second).headers[REPLAYED]) == (201, "true")
-    assert (held.runs, names(backend)) == (1, ["run-1"])
-
-
-@postgres
+@both
 async def test_a_deadline_that_is_shorter_than_the_wait_is_kept(
     backend: Backend, connect: Connect, database: Database
 ) -> None:

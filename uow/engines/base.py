@@ -65,6 +65,10 @@ class Adapter(ABC):
         """The URL of the real database, made at the first connection."""
         return url
 
+    def shared_file(self, url: URL) -> str | None:
+        """The one file that is the database to all processes with this URL; None if there is none."""
+        return None
+
     @abstractmethod
     def engine_arguments(
         self, url: URL, options: dict[str, Any], *, asynchronous: bool, read_only: bool

@@ -8,12 +8,14 @@ https://www.sqlite.org/lang_transaction.html and https://www.sqlite.org/wal.html
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import sqlite3
 import tempfile
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+from urllib.parse import unquote, urlsplit
 from weakref import WeakSet
 
 from sqlalchemy import URL, Connection, Engine, ExceptionContext, event
@@ -76,8 +78,7 @@ class SQLite(Adapter):
 
         One shared connection would mix the units of all requests; a file keeps them apart.
         """
-        name = url.database or ":memory:"
-        if name != ":memory:" and "mode=memory" not in name and url.query.get("mode") != "memory":
+        if not _is_in_memory(url):
             return url
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="uow-"))
@@ -87,6 +88,14 @@ class SQLite(Adapter):
                 self._folder / "memory.sqlite3",
             )
         return URL.create(url.drivername, database=str(self._folder / "memory.sqlite3"))
+
+    def shared_file(self, url: URL) -> str | None:
+        if _is_in_memory(url):
+            return None
+        name = url.database or ""
+        if name.startswith("file:") and "uri" in url.query:  # https://www.sqlite.org/uri.html
+            name = unquote(urlsplit(name).path)
+        return os.path.realpath(name)  # as SQLite names its own files beside it
 
     def dispose(self) -> None:
         if self._folder is not None:
@@ -184,6 +193,11 @@ class _Connection(sqlite3.Connection):
                 self.rollback()
         finally:
             super().close()
+
+
+def _is_in_memory(url: URL) -> bool:
+    name = url.database or ":memory:"
+    return name == ":memory:" or "mode=memory" in name or url.query.get("mode") == "memory"
 
 
 def _set_up(connection: Any, record: object) -> None:

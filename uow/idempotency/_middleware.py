@@ -17,6 +17,7 @@ from .._unit import UnitOfWork
 from ..errors import NoUnitOfWork
 from ..middleware import UnitOfWorkMiddleware
 from ..problems import Condition, Problem, problem_response
+from ._locks import lock_file
 from ._lost import Lost
 from ._recorder import Recorder, sending_bytes
 from ._request import (
@@ -177,6 +178,7 @@ class IdempotencyMiddleware:
             # The router's own 404, 405 or redirect: it does nothing, and a redirected one brings its key.
             await self.app(scope, receive, _unless_written(unit, send))
             return None
+        _check_alone(unit, key)
         latest = _latest(place, unit)
         try:
             body = await read(receive, self._request_limit)
@@ -185,27 +187,30 @@ class IdempotencyMiddleware:
         except TooLarge:
             return self._problem(scope, TOO_LARGE, f"With a key it may have {self._request_limit} bytes.")
         owner = owner_of("" if self._principal is None else self._principal(scope))
+        sync = is_sync(endpoint, scope) if self._sessions == "auto" else self._sessions == "sync"
+        row = Row(unit, owner, key, request_of(scope), fingerprint(scope, body), is_sync=sync)
         until = min(asyncio.get_running_loop().time() + self._wait, latest)  # not of what the body takes
-        turn = await self._turns.take((owner, key), until)
+        return await self._answer_once(row, until, scope, Again(body, receive), send)
+
+    async def _answer_once(
+        self, row: Row, until: float, scope: Scope, receive: Receive, send: Send
+    ) -> Response | None:
+        """Do the request if it is the first; else the answer to it."""
+        turn = await self._turns.take((row.owner, row.key), until, lock_file(row.unit.database))
         if turn is None:
             return self._in_use(scope)
         try:
-            sync = is_sync(endpoint, scope) if self._sessions == "auto" else self._sessions == "sync"
-            print_ = fingerprint(scope, body)
-            row = Row(unit, owner, key, request_of(scope), print_, is_sync=sync)
             found = await self._claimed(row, until)
             if found is None:
-                await self._do(row, turn, scope, Again(body, receive), send)
+                await self._do(row, turn, scope, receive, send)
                 return None
-            return self._repeated(scope, found, row, print_)
+            return self._repeated(scope, found, row)
         finally:
             turn.end()
 
     async def _claimed(self, row: Row, until: float) -> Stored | bool | None:
         """None if the request is the first; the answer to the first, or False if it is still under way."""
         unit = row.unit
-        if isinstance(unit.asking, Lost) and unit.asking.row["key"] == row.name["key"]:
-            raise RuntimeError(f"{unit.name}: {_TWICE}")
         left = until - asyncio.get_running_loop().time()
         try:
             if await row.claim(ttl=self._ttl, wait=left):
@@ -231,11 +236,11 @@ class IdempotencyMiddleware:
             raise
         recorder.check_complete()
 
-    def _repeated(self, scope: Scope, found: Stored | bool, row: Row, print_: bytes) -> Response:
+    def _repeated(self, scope: Scope, found: Stored | bool, row: Row) -> Response:
         """The answer to a request that is not the first with its key."""
         if not isinstance(found, Stored):
             return self._in_use(scope)
-        if found.fingerprint != print_:
+        if found.fingerprint != row.fingerprint:
             detail = "It was sent with another method, path, query, Content-Type or body. Use a new key."
             return self._problem(scope, REUSED, detail)
         logger.debug("%s: the answer to its idempotency key was given again", row.unit.name)
@@ -270,6 +275,11 @@ def _exchange() -> Exchange:
     if not isinstance(place, Exchange):
         raise RuntimeError(_OUTSIDE)
     return place
+
+
+def _check_alone(unit: UnitOfWork, key: str) -> None:
+    if isinstance(unit.asking, Lost) and unit.asking.row["key"] == key:
+        raise RuntimeError(f"{unit.name}: {_TWICE}")
 
 
 def _unless_written(unit: UnitOfWork, send: Send) -> Send:

@@ -80,12 +80,25 @@ class Stored:
 class Row:
     """The row of one attempt of a request."""
 
-    __slots__ = ("_answer", "_connection", "_parameters", "_ttl", "is_sync", "unit")
+    __slots__ = (
+        "_answer",
+        "_connection",
+        "_parameters",
+        "_ttl",
+        "fingerprint",
+        "is_sync",
+        "key",
+        "owner",
+        "unit",
+    )
 
     def __init__(
-        self, unit: UnitOfWork, owner: str, key: str, request: str, print_: bytes, *, is_sync: bool
+        self, unit: UnitOfWork, owner: str, key: str, request: str, fingerprint: bytes, *, is_sync: bool
     ) -> None:
         self.unit = unit
+        self.owner = owner
+        self.key = key
+        self.fingerprint = fingerprint
         self.is_sync = is_sync
         self._answer: Mapping[str, Any] | None = None
         self._connection: Connection | None = None
@@ -95,7 +108,7 @@ class Row:
             "key": key,
             "token": os.urandom(16).hex(),
             "request": request,
-            "fingerprint": print_,
+            "fingerprint": fingerprint,
         }
 
     @property
@@ -125,7 +138,7 @@ class Row:
             return None
         fingerprint, status, headers, body = rows[0]
         if status is None:
-            raise RuntimeError(f"{self.unit.name}: the key {self.name['key']!r} is kept without an answer")
+            raise RuntimeError(f"{self.unit.name}: the key {self.key!r} is kept without an answer")
         pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in json.loads(headers)]
         return Stored(bytes(fingerprint), status, pairs, bytes(body))
 

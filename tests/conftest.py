@@ -27,10 +27,12 @@ from tests.support.pgbouncer import postgres_backend
 from tests.support.postgres import PostgresServers
 from tests.support.sample_app import schema
 from tests.support.server import Serve
+from tests.support.weak_keys import use_weak_keys
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the markers, and forget what would steer the drivers of whoever runs the tests."""
+    use_weak_keys()
     config.addinivalue_line("markers", "backends(*legs): run `backend` on these only: sqlite, pg18, pgsystem")
     config.addinivalue_line("markers", "modes(*modes): run `mode` with these only: async, sync")
     for name in [name for name in os.environ if name.startswith(("PG", "UOW_"))]:

@@ -10,7 +10,15 @@ from benchmarks.drive import call, measure
 from benchmarks.report import rows_of, table
 from tests.support.backends import Backend
 
-WRITES = {"W3": "items", "W4": "receipts", "K3": "items", "K4": "receipts", "E3": "items", "E4": "receipts"}
+WRITES = {
+    "W3": "items",
+    "W4": "receipts",
+    "K3": "items",
+    "K4": "receipts",
+    "E3": "items",
+    "E4": "receipts",
+    "U3": "items",
+}
 
 
 @pytest.mark.anyio

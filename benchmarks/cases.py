@@ -15,7 +15,7 @@ from benchmarks.bare import app_with_empty_middleware, app_with_idle_uow, bare_a
 from benchmarks.by_hand import app_by_hand
 from benchmarks.drive import CONCURRENCY, Requests, Variant
 from benchmarks.models import ITEMS, Base, Item
-from benchmarks.with_uow import app_with_events, app_with_keys, app_with_uow
+from benchmarks.with_uow import app_with_events, app_with_keys, app_with_neither, app_with_uow
 from tests.support.postgres import PostgresServer, wheel_binaries
 from uow import Database
 from uow.outcome import TrueOutcome
@@ -30,10 +30,13 @@ CASES = {
     "K4": "W4 without and with an idempotency key",
     "E3": "W3 without and with an event",
     "E4": "W4 without and with an event",
+    "U1": "W1 in an app that has neither keys nor events, and in one whose requests use neither",
+    "U3": "W3 in such apps",
 }
 WRITES = ("W3", "W4")
 WITH_KEYS = ("K3", "K4")
 WITH_EVENTS = ("E3", "E4")
+WITH_NEITHER = ("U1", "U3")
 ENGINES = ("sqlite", "postgresql")
 
 POOL: dict[str, Any] = {"pool_size": CONCURRENCY, "max_overflow": 0, "pool_timeout": 60}
@@ -55,11 +58,11 @@ def requests_of(case: str) -> Requests:
         match case:
             case "N0":
                 yield "GET", "/ping", ""
-            case "W1":
+            case "W1" | "U1":
                 yield "GET", f"/items/{item}", ""
             case "W2":
                 yield "GET", "/items/", ""
-            case "W3" | "K3" | "E3":
+            case "W3" | "K3" | "E3" | "U3":
                 yield "POST", "/items/", f"name=item-{number}"
             case "W4" | "K4" | "E4":
                 yield "POST", f"/items/{item}/receipts", "quantity=1"
@@ -117,6 +120,8 @@ async def variants_of(case: str, url: str) -> AsyncIterator[list[Variant]]:
         apps.append(("uow, key", app_with_keys(database)))
     elif case in WITH_EVENTS:
         apps.append(("uow, event", app_with_events(database)))
+    elif case in WITH_NEITHER:
+        apps.append(("uow, no key or event", app_with_neither(database)))
     else:
         apps.insert(0, ("Depends by hand", app_by_hand(engine)))
     if database.adapter.over_a_link and case in (*WRITES, *WITH_KEYS):

@@ -90,6 +90,17 @@ class WithKey:
         await self.app(scope, receive, send)
 
 
+def app_with_neither(database: Database) -> FastAPI:
+    """It takes keys, requires one elsewhere, and has an outbox: its requests send and publish nothing."""
+    Outbox(database, [Stdout()], source="/benchmark")
+    app = FastAPI()
+    elsewhere = ["POST /items/{item_id}/receipts"]
+    app.add_middleware(IdempotencyMiddleware, principal=None, required=elsewhere)
+    app.add_middleware(UnitOfWorkMiddleware, database=database)
+    app.include_router(router)
+    return app
+
+
 def app_with_keys(database: Database) -> ASGIApp:
     app = FastAPI()
     app.add_middleware(IdempotencyMiddleware, principal=None)

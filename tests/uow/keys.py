@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,12 +17,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from tests.support.asgi import Recorder, run_asgi
-from tests.support.backends import Backend, Mode
+from tests.support.backends import Backend, Mode, SqliteBackend
 from tests.uow.units import Work, add, endpoint, insert
 from uow import Database, UnitOfWorkMiddleware, current_session, current_sync_session
 from uow.idempotency import IdempotencyMiddleware, table
 
 REPLAYED = "idempotency-replayed"
+IN_USE = (409, "/problems/idempotency-key-in-use")
 
 both = pytest.mark.backends("sqlite", "pg18")
 one = pytest.mark.backends("sqlite")
@@ -122,6 +126,27 @@ def problem(answer: Recorder) -> tuple[int | None, str]:
     return answer.status, answer.json()["type"]
 
 
+async def held_elsewhere(held: Held, database: Database, key: str = "k-1") -> asyncio.Task[Any]:
+    """A first request that has got as far as into its endpoint."""
+    first = asyncio.ensure_future(send(keyed(held.endpoint, database), key))
+    await held.entered.acquire()
+    return first
+
+
+def path_of_locks(backend: Backend) -> str:
+    assert isinstance(backend, SqliteBackend)
+    return f"{os.path.realpath(backend.path)}-keys"
+
+
+def open_lock_files(backend: Backend) -> int:
+    """How many this process has open."""
+    found = 0
+    for entry in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # the one that lists them
+            found += os.readlink(entry) == path_of_locks(backend)
+    return found
+
+
 async def send(
     app: Any, key: str | None = "k-1", *, method: str = "POST", path: str = "/work", **options: Any
 ) -> Recorder:
@@ -138,6 +163,6 @@ def rows(backend: Backend) -> list[tuple[Any, ...]]:
 
 
 __all__ = [
-    "REPLAYED", "Counted", "Held", "answering", "both", "counting", "endpoint", "keyed", "make_keys", "one",
-    "problem", "rows", "send",
+    "IN_USE", "REPLAYED", "Counted", "Held", "answering", "both", "counting", "endpoint", "held_elsewhere",
+    "keyed", "make_keys", "one", "open_lock_files", "path_of_locks", "problem", "rows", "send",
 ]  # fmt: skip

@@ -21,7 +21,18 @@ from tests.support.backends import Backend, Mode, PostgresBackend, SqliteBackend
 from tests.support.processes import free_port
 from tests.support.wait import LIMIT, wait_until_async
 from tests.uow.conftest import Connect
-from tests.uow.units import Told, count, elsewhere, in_thread, insert, make_tables, names, run, within
+from tests.uow.units import (
+    IN_MEMORY,
+    Told,
+    count,
+    elsewhere,
+    in_thread,
+    insert,
+    make_tables,
+    names,
+    run,
+    within,
+)
 from uow import Database
 from uow._options import UnitOptions
 
@@ -115,7 +126,7 @@ async def test_a_database_in_memory_is_a_private_file_until_it_is_disposed_of(
     mode: Mode, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One shared connection would mix the units of all requests; the log says where it is."""
-    for url in ("sqlite://", "sqlite:///:memory:", "sqlite:///file:x?mode=memory&uri=true"):
+    for url in IN_MEMORY:
         caplog.clear()
         with caplog.at_level(logging.WARNING, "uow"):
             async with Database(url) as database:

@@ -7,31 +7,37 @@ a process are. `tests/faults/test_key_in_flight.py` has real ones, which are kil
 from __future__ import annotations
 
 import asyncio
-import logging
-import multiprocessing
-import os
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import pytest
-from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.pool import StaticPool
+from sqlalchemy import text
+from starlette.middleware import Middleware
+from starlette.routing import Mount
 
 from tests.support.asgi import watch
-from tests.support.backends import Backend, Mode, SqliteBackend
+from tests.support.backends import Backend, Mode
 from tests.support.wait import LIMIT, wait_until_async
 from tests.uow.conftest import Connect
-from tests.uow.keys import REPLAYED, Counted, Held, counting, keyed, make_keys, problem, send
+from tests.uow.keys import (
+    IN_USE,
+    REPLAYED,
+    Counted,
+    Held,
+    counting,
+    held_elsewhere,
+    keyed,
+    make_keys,
+    open_lock_files,
+    problem,
+    send,
+)
 from tests.uow.units import make_tables, names
-from uow import Database
-from uow.idempotency import _locks
-from uow.idempotency._locks import KeyLock, lock_file, lock_key
+from uow import current_session
+from uow.idempotency import IdempotencyMiddleware, _locks
+from uow.idempotency._locks import KeyLock
 
 pytestmark = pytest.mark.backends("sqlite")
 
-IN_USE = (409, "/problems/idempotency-key-in-use")
 BUSY = (503, "/problems/serialization-failure")
 
 
@@ -54,12 +60,6 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
     monkeypatch.setattr(_locks, "_try", counted)
     return found
-
-
-async def held_elsewhere(held: Held, database: Database, key: str = "k-1") -> asyncio.Task[Any]:
-    first = asyncio.ensure_future(send(keyed(held.endpoint, database), key))
-    await held.entered.acquire()
-    return first
 
 
 @pytest.mark.parametrize("wait", [0.0, 0.1])
@@ -151,44 +151,6 @@ async def test_whoever_leaves_leaves_no_lock(
     assert open_lock_files(backend) == 0
 
 
-async def test_other_keys_and_other_people_do_not_wait_for_the_lock(
-    backend: Backend, connect: Connect
-) -> None:
-    path = lock_file(connect(backend))
-    assert path is not None
-    names = [("", "k"), ("", "k-2"), ("ann", "k"), ("an", "nk"), ("2 an", "k"), ("ä", "k")]
-    locks = [await lock_key(path, *name, until=0.0) for name in names]
-    assert None not in locks
-    assert [await lock_key(path, *name, until=0.0) for name in names] == [None] * len(names)
-    for lock in locks:
-        assert lock is not None
-        lock.end()
-        lock.end()  # does nothing
-    assert open_lock_files(backend) == 0
-
-
-async def test_however_the_file_is_named_it_is_the_same_lock(
-    backend: Backend, connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    urls = ways_to_name(backend, tmp_path / "a link")
-
-    assert {lock_file(connect(url)) for url in urls} == {path_of_locks(backend)}
-    held = Held()
-    first = await held_elsewhere(held, connect(urls[0]))
-    for url in urls:
-        assert problem(await send(keyed(held.endpoint, connect(url), wait=0.0))) == IN_USE
-    held.go.release()
-    assert (await first).status == 201
-
-
-@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "sqlite:///file:x?mode=memory&uri=true"])
-async def test_a_database_in_memory_has_no_file_to_lock(backend: Backend, url: str, connect: Connect) -> None:
-    assert lock_file(connect(url)) is None
-    engine = create_async_engine("sqlite+aiosqlite://", poolclass=StaticPool)
-    assert lock_file(Database.from_engines(writer=engine)) is None
-
-
 async def test_where_there_are_no_such_locks_the_writer_is_waited_for(
     mode: Mode, backend: Backend, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,89 +166,75 @@ async def test_where_there_are_no_such_locks_the_writer_is_waited_for(
     assert work.runs == 0
 
 
-@pytest.mark.parametrize("what", ["links to itself", "takes no locks"])
-async def test_a_file_that_cannot_be_locked_costs_no_request(
-    mode: Mode,
-    backend: Backend,
-    connect: Connect,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-    what: str,
+class Asking:
+    """Asks the unit for a statement before anybody looks at the key: on SQLite, that takes the writer."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await current_session().execute(text("SELECT 1"))
+        await self.app(scope, receive, send)
+
+
+async def test_who_has_the_writer_waits_for_nobody_who_waits_for_the_writer(
+    backend: Backend, connect: Connect, looks: list[bool]
 ) -> None:
-    database = connect(backend)
-    if what == "links to itself":
-        os.symlink(path_of_locks(backend), path_of_locks(backend))
-    else:
-
-        def refuse(*_: Any, **__: Any) -> None:
-            raise OSError(37, "No locks available")
-
-        monkeypatch.setattr(_locks, "_set_lock", refuse)
+    """It would hold up all who write, for as long as `wait` is."""
     work = Counted()
-    app = keyed(counting(mode, work), database)
-
-    with caplog.at_level(logging.WARNING, "uow"):
-        answers = await asyncio.gather(*(send(app) for _ in range(3)))
-
-    assert {(answer.status, answer.body) for answer in answers} == {(201, b'{"run":1}')}
-    assert (work.runs, names(backend)) == (1, ["run-1"])
-    assert "no lock for idempotency keys" in caplog.text
-    assert open_lock_files(backend) == 0
-
-
-async def test_a_process_that_was_forked_meanwhile_has_no_lock(backend: Backend, connect: Connect) -> None:
-    """It has the file open as well, for as long as it lives: a pool of processes, say."""
-    path = lock_file(connect(backend))
-    assert path is not None
-    forks = multiprocessing.get_context("fork")
-    lock = await lock_key(path, "", "k", until=0.0)
-    assert lock is not None
-    ends = forks.Event()
-    child = forks.Process(target=ends.wait, args=(LIMIT,))
-    child.start()
-    try:
-        lock.end()
-        again = await lock_key(path, "", "k", until=0.0)
-        assert again is not None
-        again.end()
-    finally:
-        ends.set()
-        child.join()
-    assert child.exitcode == 0
-
-
-async def test_a_file_that_was_removed_is_made_again(backend: Backend, connect: Connect) -> None:
-    """By an operator who restores a backup, say."""
+    work.runs = 1
+    asking = keyed(counting("async", work), connect(backend), wait=LIMIT)
+    asking.user_middleware.insert(1, Middleware(Asking))
     held = Held()
-    first = await held_elsewhere(held, connect(backend))
-    os.unlink(path_of_locks(backend))
+    writer = await held_elsewhere(held, connect(backend), "another")
+    repeat = asyncio.ensure_future(send(keyed(counting("async", work), connect(backend), wait=LIMIT)))
+    await wait_until_async(lambda: looks == [True, True], "the key is taken by one who waits for the writer")
+    first = asyncio.ensure_future(send(asking))
     held.go.release()
-    assert (await first).status == 201
 
-    first = await held_elsewhere(held, connect(backend), "k-2")
-    assert problem(await send(keyed(held.endpoint, connect(backend), wait=0.0), "k-2")) == IN_USE
+    answers = [await each for each in (writer, first, repeat)]
+    assert [answer.status for answer in answers] == [201] * 3
+    assert looks == [True, True]
+    assert len({answer.body for answer in answers[1:]}) == 1
+    assert len(names(backend)) == 2
+
+
+async def test_two_headers_with_the_same_keys_the_other_way_round_hold_up_nobody(
+    backend: Backend, connect: Connect, looks: list[bool]
+) -> None:
+    work = Counted()
+    work.runs = 1
+
+    def both_headers() -> Any:
+        app = keyed(counting("async", work), connect(backend), wait=LIMIT)
+        app.user_middleware.append(Middleware(IdempotencyMiddleware, principal=None, header="X-Key"))
+        return app
+
+    held = Held()
+    writer = await held_elsewhere(held, connect(backend), "another")
+    pairs = [("a", "b"), ("b", "a")]
+    requests = [
+        asyncio.ensure_future(send(both_headers(), key, headers={"X-Key": other})) for key, other in pairs
+    ]
+    await wait_until_async(lambda: looks == [True] * 3, "both have a key, and wait for the writer")
     held.go.release()
-    assert (await first).status == 201
+
+    assert (await writer).status == 201
+    answers = [await each for each in requests]
+    assert {(answer.status, answer.body) for answer in answers} == {(201, b'{"run":2}')}
+    assert names(backend) == ["run-1", "run-2"]
 
 
-def path_of_locks(backend: Backend) -> str:
-    assert isinstance(backend, SqliteBackend)
-    return f"{os.path.realpath(backend.path)}-keys"
+async def test_a_request_inside_of_a_request_is_told_of_the_dead_lock(
+    backend: Backend, connect: Connect
+) -> None:
+    """Of an app that is mounted with both middlewares of its own, by one with both: its own key is in use."""
+    database = connect(backend)
+    inner = keyed(counting("async", work := Counted()), database, wait=LIMIT)
+    app = keyed(counting("async", work), database, wait=LIMIT)
+    app.router.routes.append(Mount("/inner", inner))
 
+    answer = await send(app, path="/inner/work")
 
-def ways_to_name(backend: Backend, link: Path) -> list[str]:
-    """URLs of the same file: as it is, from the working folder, through a link, and as a URI."""
-    assert isinstance(backend, SqliteBackend)
-    link.symlink_to(backend.path)
-    uri = f"file://{quote(str(link))}?uri=true"
-    paths = [str(backend.path), os.path.relpath(backend.path), str(link), uri]
-    return [f"sqlite:///{path}" for path in paths]
-
-
-def open_lock_files(backend: Backend) -> int:
-    """How many this process has open."""
-    found = 0
-    for entry in Path("/proc/self/fd").iterdir():
-        with suppress(FileNotFoundError):  # the one that lists them
-            found += os.readlink(entry) == path_of_locks(backend)
-    return found
+    assert problem(answer) == (500, "/problems/would-deadlock")
+    assert (work.runs, names(backend)) == (0, [])

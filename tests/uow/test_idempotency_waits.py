@@ -8,20 +8,33 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tests.support.backends import Backend, Mode
 from tests.support.wait import LIMIT, wait_until_async
 from tests.uow.conftest import Connect
-from tests.uow.keys import REPLAYED, Counted, Held, both, counting, keyed, make_keys, problem, rows, send
+from tests.uow.keys import (
+    IN_USE,
+    REPLAYED,
+    Counted,
+    Held,
+    both,
+    counting,
+    keyed,
+    make_keys,
+    problem,
+    rows,
+    send,
+)
 from tests.uow.retries import Flaky
 from tests.uow.units import make_tables, names
 from uow import Database, current_session
+from uow.idempotency import IdempotencyMiddleware
 from uow.retry import Retry
 
 postgres = pytest.mark.backends("pg18", "pgsystem")
-IN_USE = (409, "/problems/idempotency-key-in-use")
 
 
 @pytest.fixture(autouse=True)
@@ -295,6 +308,25 @@ async def test_at_every_isolation_level_it_is_done_once(
     for key in range(4):
         assert len({answer.body for answer in answers[6 * key : 6 * key + 6]}) == 1
     assert len(names(backend)) == 4
+
+
+@pytest.mark.backends("pg18")
+async def test_an_inner_key_that_is_in_use_is_no_answer_to_the_outer_one(
+    backend: Backend, database: Database
+) -> None:
+    """Though the route commits on 409: nothing was done, and the next time it may be."""
+    held = Held()
+    app = keyed(held.endpoint, database, wait=0.1, unit={"commit_on": (409,)})
+    inner = Middleware(IdempotencyMiddleware, principal=None, header="X-Key", wait=0.1)
+    app.user_middleware.append(inner)
+    first = asyncio.ensure_future(send(app, None, headers={"X-Key": "b"}))
+    await held.entered.acquire()
+
+    assert problem(await send(app, "a", headers={"X-Key": "b"})) == IN_USE
+    held.go.release()
+    assert (await first).status == 201
+    again = await send(app, "a", headers={"X-Key": "b"})
+    assert (again.status, again.json(), held.runs) == (201, {"run": 1}, 1)
 
 
 def blocked(backend: Backend) -> int:

@@ -35,6 +35,15 @@ SCHEMA = (
         later INTEGER REFERENCES items(id) DEFERRABLE INITIALLY DEFERRED)""",
 )
 
+IN_MEMORY = (
+    "sqlite://",
+    "sqlite:///:memory:",
+    "sqlite:///file:x?mode=memory&uri=true",
+    "sqlite:///file::memory:?cache=shared&uri=true",
+    "sqlite:///file:/shared?vfs=memdb&uri=true",
+)
+"""The ways to ask for a database that is no file."""
+
 
 class Base(DeclarativeBase):
     pass

@@ -20,7 +20,7 @@ from weakref import WeakSet
 
 from sqlalchemy import URL, Connection, Engine, ExceptionContext, event
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.util import await_only
+from sqlalchemy.util import asbool, await_only
 
 from ..errors import ReadOnlyUnitOfWork
 from ..problems import Condition
@@ -72,6 +72,7 @@ class SQLite(Adapter):
     def __init__(self) -> None:
         self._turn = Turn()
         self._folder: Path | None = None
+        self._file: str | None = None
 
     def resolve(self, url: URL) -> URL:
         """The URL itself, or that of a private temporary file for a database in memory.
@@ -90,12 +91,12 @@ class SQLite(Adapter):
         return URL.create(url.drivername, database=str(self._folder / "memory.sqlite3"))
 
     def shared_file(self, url: URL) -> str | None:
-        if _is_in_memory(url):
-            return None
-        name = url.database or ""
-        if name.startswith("file:") and "uri" in url.query:  # https://www.sqlite.org/uri.html
-            name = unquote(urlsplit(name).path)
-        return os.path.realpath(name)  # as SQLite names its own files beside it
+        if self._file is None and not _is_in_memory(url):
+            name = url.database or ""
+            if name.startswith("file:") and asbool(url.query.get("uri")):  # https://www.sqlite.org/uri.html
+                name = unquote(urlsplit(name).path)
+            self._file = os.path.realpath(name)  # SQLite names its own files beside it so; once, as an engine
+        return self._file
 
     def dispose(self) -> None:
         if self._folder is not None:
@@ -197,7 +198,9 @@ class _Connection(sqlite3.Connection):
 
 def _is_in_memory(url: URL) -> bool:
     name = url.database or ":memory:"
-    return name == ":memory:" or "mode=memory" in name or url.query.get("mode") == "memory"
+    query = url.query
+    named = name == ":memory:" or name.startswith("file::memory:") or "mode=memory" in name
+    return named or query.get("mode") == "memory" or query.get("vfs") == "memdb"
 
 
 def _set_up(connection: Any, record: object) -> None:

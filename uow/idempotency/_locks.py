@@ -12,6 +12,7 @@ import logging
 import os
 import struct
 import sys
+from functools import cache
 from hashlib import blake2b
 from typing import Final
 
@@ -22,26 +23,37 @@ logger = logging.getLogger("uow")
 _SUFFIX: Final = "-keys"
 _FIRST_PAUSE: Final = 0.002  # seconds between two looks at a lock that is taken; doubled each time
 _LONGEST_PAUSE: Final = 0.05
+_NONE: Final = -1
 
 
 class KeyLock:
-    """A lock on one byte; `end` gives it back. Without a file it is none."""
+    """A lock on one byte; `end` gives it back. Without a file it holds nobody out."""
 
     __slots__ = ("_file", "_offset")
 
-    def __init__(self, file: int | None = None, offset: int = 0) -> None:
+    def __init__(self, file: int = _NONE, offset: int = 0) -> None:
         self._file = file
         self._offset = offset
+        if file != _NONE:
+            _held.add(self)
 
     def end(self) -> None:
         """Somebody else may have it; a second call does nothing."""
-        file, self._file = self._file, None
-        if file is not None:
+        if self._file != _NONE:
             try:
-                # Closing is not enough: a process that was forked meanwhile has the file open as well.
-                _set_lock(file, self._offset, locked=False)
+                # Closing is not enough: a process that is just being forked may have the file open as well.
+                _set_lock(self._file, self._offset, locked=False)
             finally:
-                os.close(file)
+                self.close()
+
+    def close(self) -> None:
+        """Have no part in it any more; whoever shares the open file still has the lock."""
+        file, self._file = self._file, _NONE
+        _held.discard(self)
+        os.close(file)
+
+
+_held: Final[set[KeyLock]] = set()
 
 
 def lock_file(database: Database) -> str | None:
@@ -57,7 +69,7 @@ def lock_file(database: Database) -> str | None:
 async def lock_key(path: str, owner: str, key: str, until: float) -> KeyLock | None:
     """Wait for the lock on a key until then, in the time of the event loop; None if it was not to be had.
 
-    Where the file cannot be locked, it is a lock that holds nobody out, and the log says so.
+    Where the file cannot be locked, it is a lock that holds nobody out, and the log says so once.
     """
     loop = asyncio.get_running_loop()
     offset = _offset_of(owner, key)
@@ -67,7 +79,7 @@ async def lock_key(path: str, owner: str, key: str, until: float) -> KeyLock | N
             if (lock := _try(path, offset)) is not None:
                 return lock
         except OSError as error:
-            logger.warning("no lock for idempotency keys, their repeats wait for the writer: %s", error)
+            _warn(path, str(error))
             return KeyLock()
         if (left := until - loop.time()) <= 0:
             return None
@@ -77,7 +89,7 @@ async def lock_key(path: str, owner: str, key: str, until: float) -> KeyLock | N
 
 def _try(path: str, offset: int) -> KeyLock | None:
     # Opened for this lock alone: it can be removed at any time, and nobody has to close it in the end.
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    file = _open(path)
     try:
         _set_lock(file, offset, locked=True)
     except BaseException as error:
@@ -85,7 +97,21 @@ def _try(path: str, offset: int) -> KeyLock | None:
         if isinstance(error, BlockingIOError):
             return None
         raise
+    _watch_forks()
     return KeyLock(file, offset)
+
+
+def _open(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        # As SQLite makes its own: whoever may write the database, and nobody else, may lock it.
+        like = os.stat(path.removesuffix(_SUFFIX))
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if os.geteuid() == 0:
+            os.fchown(file, like.st_uid, like.st_gid)
+        os.fchmod(file, like.st_mode & 0o777)
+        return file
 
 
 def _set_lock(file: int, offset: int, *, locked: bool) -> None:
@@ -101,3 +127,19 @@ def _offset_of(owner: str, key: str) -> int:
     """One of 2**62 bytes: two keys that share one would only wait for each other."""
     text = f"{len(owner)} {owner}{key}".encode()
     return int.from_bytes(blake2b(text, digest_size=8).digest()) >> 2
+
+
+@cache
+def _watch_forks() -> None:
+    os.register_at_fork(after_in_child=_forked)
+
+
+def _forked() -> None:
+    """No child keeps what its parent has locked: it may outlive it."""
+    for lock in [*_held]:
+        lock.close()
+
+
+@cache
+def _warn(path: str, why: str) -> None:
+    logger.warning("%s: no lock for idempotency keys, so their repeats wait for the writer: %s", path, why)

@@ -196,8 +196,9 @@ class IdempotencyMiddleware:
         self, row: Row, until: float, scope: Scope, receive: Receive, send: Send
     ) -> Response | None:
         """Do the request if it is the first; else the answer to it."""
-        turn = await self._turns.take((row.owner, row.key), until, lock_file(row.unit.database))
+        turn = await self._take_turn(row, until)
         if turn is None:
+            row.unit.set_rollback_only()  # also where the route commits on 409
             return self._in_use(scope)
         try:
             found = await self._claimed(row, until)
@@ -207,6 +208,15 @@ class IdempotencyMiddleware:
             return self._repeated(scope, found, row)
         finally:
             turn.end()
+
+    async def _take_turn(self, row: Row, until: float) -> Turn | None:
+        """The right to work on the key; None if it was not to be had."""
+        unit, name = row.unit, (row.owner, row.key)
+        unit.check_outer()
+        if unit.holds_writer() and unit.database.adapter.one_writer:
+            # Nobody else can have written the row, and whoever has the key may be waiting for this very unit.
+            return Turn(None, name)
+        return await self._turns.take(name, until, lock_file(unit.database))
 
     async def _claimed(self, row: Row, until: float) -> Stored | bool | None:
         """None if the request is the first; the answer to the first, or False if it is still under way."""

@@ -19,7 +19,7 @@ from ..problems import Problem
 REQUIRED: Final = Problem("idempotency-key-required", "The request has to have an Idempotency-Key", 400)
 INVALID: Final = Problem("idempotency-key-invalid", "The Idempotency-Key is none", 400)
 REUSED: Final = Problem("idempotency-key-reused", "The Idempotency-Key is that of another request", 422)
-IN_USE: Final = Problem("idempotency-key-in-use", "The first request with this key is under way", 409, 1)
+IN_USE: Final = Problem("idempotency-key-in-use", "A request with this key is under way", 409, 1)
 TOO_LARGE: Final = Problem("content-too-large", "The body is too large", 413)
 
 _LONGEST: Final = 255

@@ -18,8 +18,8 @@ class Turn:
 
     __slots__ = ("_name", "_turns", "lock")
 
-    def __init__(self, turns: Turns, name: Name) -> None:
-        self._turns: Turns | None = turns
+    def __init__(self, turns: Turns | None, name: Name) -> None:
+        self._turns = turns
         self._name = name
         self.lock: KeyLock | None = None
         """What keeps other processes out, where there is such a thing."""
@@ -28,9 +28,11 @@ class Turn:
         """What is to be known of the key is in the database; a second call does nothing."""
         turns, self._turns = self._turns, None
         if turns is not None:
-            turns.end(self._name)
-            if self.lock is not None:
-                self.lock.end()
+            try:
+                turns.end(self._name)
+            finally:
+                if self.lock is not None:
+                    self.lock.end()
 
 
 class Turns:

@@ -26,10 +26,12 @@ HAZARDS := benchmarks/hazards
 PEERS := $(VENV)-peers
 PEERS_SQLA := $(VENV)-peers-fastapi-sqla
 
-# Coverage is a statement about the whole suite: a part of it (ARGS) is not measured.
-COVERAGE := $(if $(ARGS),,--cov --cov-report=term-missing:skip-covered)
-# A process for each core; the tests of one file share their servers, so they stay together.
-PARALLEL := $(if $(ARGS),,-n auto --dist loadfile)
+# The tests of the library cover all of it, without the help of those of the service and of the documents. These
+# are not measured, which would cost them a third of their time; nor is a part of the suite (ARGS).
+LIBRARY := tests/uow tests/lifecycle tests/faults
+COVERAGE := --cov --cov-report=term-missing:skip-covered
+# The tests of one file share their servers, so they stay together; how many processes: see tests/conftest.py.
+PARALLEL := -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -56,13 +58,18 @@ run: $(VENV)/.run
 
 # The programs of docs/moving run before and after, so the tests need the peers too.
 test: $(VENV)/.dev $(PEERS)/.installed $(PEERS_SQLA)/.installed
-	@$(BIN)/python -m pytest $(PARALLEL) $(COVERAGE) $(ARGS)
+ifdef ARGS
+	@$(BIN)/python -m pytest $(ARGS)
+else
+	@$(BIN)/python -m pytest $(PARALLEL) $(COVERAGE) $(LIBRARY)
+	@$(BIN)/python -m pytest $(PARALLEL) $(addprefix --ignore=,$(LIBRARY))
+endif
 
 fuzz: $(VENV)/.dev
 	@FUZZ=$(FUZZ) $(BIN)/python -m pytest -v tests/api/test_schemathesis.py $(ARGS)
 
 faults: $(VENV)/.dev
-	@FAULTS=$(FAULTS) $(BIN)/python -m pytest -v $(PARALLEL) tests/faults $(ARGS)
+	@FAULTS=$(FAULTS) $(BIN)/python -m pytest -v $(if $(ARGS),,$(PARALLEL)) tests/faults $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check --output-format=concise $(SOURCES)

@@ -157,9 +157,12 @@ class PostgresProxy:
         async with listener:
             await self._over.wait()
             self.is_down = "cut"
-            for link in [*self._links]:
-                link.close()
-                await link.ended.wait()
+            listener.close()
+            # All that runs here serves a connection, also one that has come just now and is no link yet.
+            while serving := asyncio.all_tasks() - {asyncio.current_task()}:
+                for link in [*self._links]:
+                    link.close()
+                await asyncio.wait(serving)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         client = Side(reader, writer)
@@ -178,7 +181,6 @@ class PostgresProxy:
             await link.run()
         finally:
             self._links.discard(link)
-            link.ended.set()
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,6 @@ class _Link:
     """One connection of a client, and the one to the server that belongs to it."""
 
     def __init__(self, proxy: PostgresProxy, client: Side, server: Side) -> None:
-        self.ended = asyncio.Event()
         self.flows = asyncio.Event()
         self.flows.set()
         self._proxy = proxy

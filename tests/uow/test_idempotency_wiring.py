@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import MetaData, create_engine, inspect
 from starlette.applications import Starlette
 from starlette.endpoints import HTTPEndpoint
 from starlette.middleware import Middleware
@@ -24,9 +23,10 @@ from tests.support.processes import python_environment
 from tests.support.server import ROOT
 from tests.uow.conftest import Connect
 from tests.uow.keys import REPLAYED, Counted, both, counting, keyed, make_keys, one, rows, send
+from tests.uow.migrated import assert_table_is_that_of_the_metadata
 from tests.uow.units import Told, add, names
-from uow import Database, UnitOfWorkMiddleware, current_sync_session
-from uow.idempotency import IdempotencyMiddleware, create_table, drop_table, table
+from uow import Database, UnitOfWorkMiddleware, current_sync_session, idempotency
+from uow.idempotency import IdempotencyMiddleware
 from uow.idempotency._routes import find_endpoint, is_sync
 
 
@@ -246,19 +246,7 @@ async def test_people_see_in_the_table_what_was_asked(backend: Backend, database
 
 @both
 def test_the_table_of_a_migration_is_that_of_the_metadata(backend: Backend) -> None:
-    from alembic.autogenerate import compare_metadata  # noqa: PLC0415 - the library does without it
-    from alembic.migration import MigrationContext  # noqa: PLC0415 - as above
-    from alembic.operations import Operations  # noqa: PLC0415 - as above
-
-    table(metadata := MetaData())
-    engine = create_engine(backend.url("sync"))
-    with engine.begin() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
-        create_table(Operations(context))
-        assert compare_metadata(context, metadata) == []
-        drop_table(Operations(context))
-        assert inspect(connection).get_table_names() == []
-    engine.dispose()
+    assert_table_is_that_of_the_metadata(backend, idempotency)
 
 
 @pytest.mark.parametrize("nobody", [None, 0, b"", ()])

@@ -13,7 +13,9 @@ from uuid import UUID
 import pytest
 from pydantic import BaseModel
 
-from uow import Database
+from tests.support.backends import Backend
+from tests.uow.migrated import assert_table_is_that_of_the_metadata
+from uow import Database, outbox
 from uow.outbox import CloudEvent, Outbox, Stdout, event
 from uow.outbox._declare import declared
 
@@ -200,3 +202,8 @@ def test_a_database_has_one_outbox() -> None:
     Outbox(database, [], source="/one")
     with pytest.raises(ValueError, match="has an outbox"):
         Outbox(database, [], source="/two")
+
+
+@pytest.mark.backends("sqlite", "pg18")
+def test_the_table_of_a_migration_is_that_of_the_metadata(backend: Backend) -> None:
+    assert_table_is_that_of_the_metadata(backend, outbox)

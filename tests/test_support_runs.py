@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from tests.support.forked import run_forked
+from tests.support.pages import ROOT
 from tests.support.wait import LIMIT
 
 
@@ -45,3 +47,27 @@ def test_a_fork_that_does_not_end_is_ended(tmp_path: Path) -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         run(tmp_path, "import time\ntime.sleep(600)", env={}, timeout=0.5)
     assert multiprocessing.active_children() == []
+
+
+def test_a_fork_need_not_import_what_was_imported_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever folder the tests are in when the first one is made."""
+    first = f"""import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+from tests.support.forked import import_once, run_forked
+import_once("api.cli")
+os.chdir({str(tmp_path)!r})
+from pathlib import Path
+if __name__ == "__main__":
+    ended = run_forked("forked_probe", env={{}}, cwd=Path("."), timeout={LIMIT})
+    print(ended.stdout, ended.stderr)
+"""
+    package = tmp_path / "forked_probe"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text("import sys\nprint('api.cli' in sys.modules)\n")
+    program = tmp_path / "first.py"
+    program.write_text(first)
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["True"], "")

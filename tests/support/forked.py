@@ -12,7 +12,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import chdir
+from functools import cache
+from multiprocessing import forkserver
 from pathlib import Path
+
+from tests.support.pages import ROOT
 
 _FORKS = multiprocessing.get_context("forkserver")
 
@@ -29,6 +34,7 @@ def run_forked(
 
     Raises subprocess.TimeoutExpired, and ends the process, after so many seconds.
     """
+    _start_server()
     with tempfile.TemporaryDirectory(prefix="tests-forked-") as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         for path in (out, err):
@@ -47,6 +53,17 @@ def run_forked(
         )
         process.close()
         return ended
+
+
+@cache
+def _start_server() -> None:
+    """Start what is forked, in the folder where it finds what it is to import.
+
+    On Python 3.11 it has no other path, and says nothing of what it has not found:
+    https://github.com/python/cpython/issues/117378
+    """
+    with chdir(ROOT):
+        forkserver.ensure_running()
 
 
 def _main(

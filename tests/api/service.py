@@ -117,8 +117,8 @@ async def in_process(**sections: Mapping[str, Any]) -> AsyncIterator[tuple[FastA
     settings = Settings.model_validate(sections)
     app = create_app(settings)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    await prepare(app.state.database, settings.database.migrate_on_start)
     async with lifespan(app), httpx.AsyncClient(transport=transport, base_url="http://testserver") as client:
-        await prepare(app.state.database, settings.database.migrate_on_start)
         yield app, client
 
 

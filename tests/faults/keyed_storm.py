@@ -49,6 +49,11 @@ class Told:
         return sum(len(answers) == CLIENTS for answers in list(self.answers.values()))
 
 
+def order_of(item: int) -> bytes:
+    """The body of an order of one piece."""
+    return json.dumps({"lines": [{"item_id": item, "quantity": 1}]}).encode()
+
+
 def send(port: int, path: str, body: bytes, key: str) -> tuple[Answer, str]:
     """One request on a connection of its own; its answer, and the type of its problem."""
     headers = {"Content-Type": "application/json", "Idempotency-Key": key}
@@ -101,3 +106,14 @@ def storm(ports: list[int], keys: list[str], path: str, body: Callable[[str], by
         finally:
             for gate in gates:
                 gate.abort()
+
+
+def assert_once(told: Told, keys: list[str]) -> None:
+    """All clients of a key were told the same, and no two keys the same."""
+    assert sorted(told.answers) == sorted(keys)
+    for key, answers in told.answers.items():
+        assert len(answers) == CLIENTS
+        assert {answer.status for answer in answers} == {201}, key
+        assert len({answer.said for answer in answers}) == 1, key
+        assert sum(not answer.replayed for answer in answers) <= 1, key
+    assert len({answers[0].body for answers in told.answers.values()}) == len(keys)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from sqlalchemy import make_url
 
 from tests.api.service import BROKEN, Service, new_item
-from tests.faults.keyed_storm import CLIENTS, Told, send, storm
+from tests.faults.keyed_storm import assert_once, order_of, send, storm
 from tests.faults.proxy import At, PostgresProxy
 from tests.support.backends import Backend, PostgresBackend
 from tests.support.wait import LIMIT, wait_until
@@ -23,10 +22,6 @@ LONG = "FAULTS" in os.environ
 KEYS = 500 if LONG else 40
 KILLS = 20 if LONG else 2
 CUTS = 10 * int(os.environ.get("FAULTS", "1"))
-
-
-def order_of(item: int) -> bytes:
-    return json.dumps({"lines": [{"item_id": item, "quantity": 1}]}).encode()
 
 
 @pytest.fixture
@@ -64,17 +59,6 @@ def test_every_key_has_one_effect_and_one_answer_while_servers_are_killed(
     assert backend.count("idempotency_keys") == KEYS
     backend.wait_until_at_rest()
     print(dict(told.again), sum(answer.replayed for each in told.answers.values() for answer in each))  # noqa: T201 - how often it had to be tried
-
-
-def assert_once(told: Told, keys: list[str]) -> None:
-    """All clients of a key were told the same, and no two keys the same."""
-    assert sorted(told.answers) == sorted(keys)
-    for key, answers in told.answers.items():
-        assert len(answers) == CLIENTS
-        assert {answer.status for answer in answers} == {201}, key
-        assert len({answer.said for answer in answers}) == 1, key
-        assert sum(not answer.replayed for answer in answers) <= 1, key
-    assert len({answers[0].body for answers in told.answers.values()}) == len(keys)
 
 
 @pytest.fixture

@@ -20,9 +20,8 @@ from api.database import open_database
 from api.settings import Settings
 from tests.api.service import BROKEN, Service, new_item
 from tests.faults.conftest import DRIVERS, KEPT, MakePooled
-from tests.faults.keyed_storm import Told, storm
+from tests.faults.keyed_storm import Told, assert_once, order_of, storm
 from tests.faults.receiver import Receiver
-from tests.faults.test_exactly_once import assert_once, order_of
 from tests.support.pgbouncer import KEEPS_THE_READER, PgBouncerBackend
 from tests.support.wait import LIMIT, wait_until
 from tests.uow.keys import REPLAYED, Counted, counting, keyed, make_keys, send

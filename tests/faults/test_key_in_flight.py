@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.api.service import Service, new_item
-from tests.faults.keyed_storm import Answer, send
-from tests.faults.test_exactly_once import order_of
+from tests.faults.keyed_storm import Answer, order_of, send
 from tests.support.backends import SqliteBackend
 from tests.support.wait import wait_until
 

@@ -81,16 +81,8 @@ class Row:
     """The row of one attempt of a request."""
 
     __slots__ = (
-        "_answer",
-        "_connection",
-        "_parameters",
-        "_ttl",
-        "fingerprint",
-        "is_sync",
-        "key",
-        "owner",
-        "unit",
-    )
+        "_answer", "_connection", "_parameters", "_ttl", "fingerprint", "is_sync", "key", "owner", "unit",
+    )  # fmt: skip
 
     def __init__(
         self, unit: UnitOfWork, owner: str, key: str, request: str, fingerprint: bytes, *, is_sync: bool

@@ -7,12 +7,14 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from signal import SIGKILL, SIGTERM
 
 import pytest
 
 from tests.support.forked import run_forked
 from tests.support.pages import ROOT
-from tests.support.wait import LIMIT
+from tests.support.processes import Child, is_running
+from tests.support.wait import LIMIT, wait_until
 
 
 def run(
@@ -44,9 +46,28 @@ def test_a_fork_that_crashes_says_why(tmp_path: Path) -> None:
 
 
 def test_a_fork_that_does_not_end_is_ended(tmp_path: Path) -> None:
+    before = multiprocessing.active_children()  # servers that tests share
     with pytest.raises(subprocess.TimeoutExpired):
         run(tmp_path, "import time\ntime.sleep(600)", env={}, timeout=0.5)
-    assert multiprocessing.active_children() == []
+    assert {*multiprocessing.active_children()} == {*before}
+
+
+def test_a_fork_that_goes_on_is_a_child_like_any_other(tmp_path: Path) -> None:
+    """It leads its own group, its output comes at once, and whoever waits is told how it ended."""
+    (tmp_path / "going_on.py").write_text(
+        "import os, signal\nprint(os.getpgrp() == os.getpid() == os.getsid(0), end='')\nsignal.pause()\n"
+    )
+    log = tmp_path / "log"
+    command = [sys.executable, "-m", "going_on"]
+    child = Child(command, log=log, env={}, cwd=tmp_path, forked=True)
+    try:
+        wait_until(lambda: log.exists() and log.read_text() == "True", "it has said so")
+        assert (child.alive, is_running(child.pid), child.returncode) == (True, True, None)
+    finally:
+        assert child.stop(SIGTERM) == -SIGTERM
+    assert (child.alive, child.returncode) == (False, -SIGTERM)
+    again = Child(command, log=log, env={}, cwd=tmp_path, forked=True)
+    assert again.stop() == -SIGKILL
 
 
 def test_a_fork_need_not_import_what_was_imported_once(

@@ -65,6 +65,8 @@ def write_config(path: Path, sections: Mapping[str, Mapping[str, object]]) -> Pa
 class Service(CommandServer):
     """`python -m api serve --config ...` on a database, with its log in JSON."""
 
+    forked = True
+
     def __init__(self, backend: Backend, folder: Path, **database: object) -> None:
         self.backend = backend
         if isinstance(backend, PgBouncerBackend):
@@ -103,7 +105,7 @@ class Service(CommandServer):
 def run_api(
     *arguments: str, env: Mapping[str, str] | None = None, cwd: Path = ROOT
 ) -> subprocess.CompletedProcess[str]:
-    """`python -m api ...`, to its end; `Service` and some tests start the interpreter too."""
+    """`python -m api ...`, to its end; some tests start the interpreter too."""
     environment = python_environment({"PYTHONPATH": str(ROOT), **(env or {})})
     return run_forked("api", *arguments, env=environment, cwd=cwd, timeout=4 * LIMIT)
 

@@ -1,10 +1,14 @@
-"""`python -m PACKAGE ...` as a fork of a process that has imported the package already.
+"""`python -m MODULE ...` as a fork of a process that has imported most of it already.
 
-To import the service takes two seconds of a processor, and to run most of its commands a tenth of that.
+To import the service takes two seconds of a processor, and to run most of its commands a tenth of that; the
+suite starts some hundreds of servers. What is a matter of the interpreter's own start, or of processes that
+it starts in turn, is tested with a new interpreter.
 """
 
 from __future__ import annotations
 
+import atexit
+import io
 import multiprocessing
 import os
 import runpy
@@ -20,11 +24,44 @@ from pathlib import Path
 from tests.support.pages import ROOT
 
 _FORKS = multiprocessing.get_context("forkserver")
+_imported = [__name__]
 
 
 def import_once(*modules: str) -> None:
     """What the forks need not import: to be said before the first of them."""
-    _FORKS.set_forkserver_preload([__name__, *modules])
+    _imported.extend(modules)
+    _FORKS.set_forkserver_preload(_imported)
+
+
+class Fork:
+    """`python -m MODULE ...` that goes on, with its output in a file; as `subprocess.Popen` would have it.
+
+    It leads a session and a process group of its own.
+    """
+
+    def __init__(self, module: str, *arguments: str, env: Mapping[str, str], cwd: Path, log: Path) -> None:
+        _start_server()
+        given = (module, arguments, dict(env), cwd, log, log)
+        self._process = _FORKS.Process(target=_main, args=given)
+        self._process.start()
+        atexit.register(self.kill)  # multiprocessing would wait for it, where a run breaks off
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        """How it ended, or None."""
+        return self._process.exitcode
+
+    def wait(self, timeout: float) -> int:
+        """Wait for its end; raises subprocess.TimeoutExpired."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired(self._process.name, timeout)
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        """SIGKILL to the process itself."""
+        self._process.kill()
 
 
 def run_forked(
@@ -69,10 +106,14 @@ def _start_server() -> None:
 def _main(
     package: str, arguments: tuple[str, ...], env: dict[str, str], cwd: Path, out: Path, err: Path
 ) -> None:
+    os.setsid()
     for path, number in ((out, 1), (err, 2)):
         opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(opened, number)
         os.close(opened)
+    for stream in (sys.stdout, sys.stderr):  # as PYTHONUNBUFFERED has it
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(write_through=True)
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)

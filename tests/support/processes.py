@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from tests.support import reaper
+from tests.support.forked import Fork
 from tests.support.wait import LIMIT
 
 PORTS = range(20_000, 32_000)
@@ -122,7 +123,8 @@ class Child:
     test run.
 
     `emergency` is the signal that its group gets if the test run dies before it has stopped the
-    child.
+    child. One that is forked does not import again what forks have imported once; its command is
+    `[sys.executable, "-m", module, ...]`.
     """
 
     def __init__(
@@ -134,21 +136,13 @@ class Child:
         cwd: Path | None = None,
         owner: tuple[int, int] | None = None,
         emergency: signal.Signals = signal.SIGKILL,
+        forked: bool = False,
     ) -> None:
-        uid, gid = owner or (None, None)
-        with log.open("ab") as output:
-            self._process = subprocess.Popen(
-                list(command),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=dict(env),
-                cwd=cwd,
-                user=uid,
-                group=gid,
-                extra_groups=None if owner is None else [],
-                start_new_session=True,
-            )
+        self._process: subprocess.Popen[bytes] | Fork
+        if forked:
+            self._process = Fork(*command[2:], env=env, cwd=cwd or Path.cwd(), log=log)
+        else:
+            self._process = _popen(command, log, env, cwd, owner)
         self._stopped = False
         self.pid = self._process.pid
         _reaper.tell(f"start {self.pid} {int(emergency)}")
@@ -184,8 +178,32 @@ class Child:
         # The group still exists when worker processes have outlived their parent.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
+        self._process.kill()  # it need not lead its group yet
         returncode = self._process.wait(LIMIT)
         # From here on the number may belong to somebody else.
         self._stopped = True
         _reaper.tell(f"gone {self.pid}")
         return returncode
+
+
+def _popen(
+    command: Sequence[str],
+    log: Path,
+    env: Mapping[str, str],
+    cwd: Path | None,
+    owner: tuple[int, int] | None,
+) -> subprocess.Popen[bytes]:
+    uid, gid = owner or (None, None)
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=dict(env),
+            cwd=cwd,
+            user=uid,
+            group=gid,
+            extra_groups=None if owner is None else [],
+            start_new_session=True,
+        )

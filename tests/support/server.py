@@ -12,11 +12,18 @@ import httpx
 
 from tests.support.backends import Backend, Mode
 from tests.support.client import RawClient
+from tests.support.forked import import_once
 from tests.support.processes import Child, free_port, python_environment
 from tests.support.wait import LIMIT, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 _ADDRESS_IN_USE = "address already in use"
+_STARTS_ANEW = {
+    "PYTHONPATH",
+    "UOW_SERVER__WORKERS",
+}  # what is read when an interpreter starts, or starts more
+
+import_once("fastapi", "uvicorn.main", "uvloop", "httptools", "aiosqlite", "asyncpg", "psycopg", "uow.retry")
 
 
 class ServerProcess(ABC):
@@ -25,6 +32,9 @@ class ServerProcess(ABC):
     `env` is added to a clean environment (no UOW_*, PG* or UVICORN_* of whoever runs the tests). It
     may be changed between two starts.
     """
+
+    forked = False
+    """Whether `python -m ...` may be a fork of a process that has imported most of it."""
 
     def __init__(self, *, folder: Path, env: Mapping[str, str] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +94,9 @@ class ServerProcess(ABC):
         """Start the process; False says that its port was taken."""
         written = len(self.log())
         env = python_environment(self.env)
-        child = self._child = Child(self._command(), log=self.log_path, env=env, cwd=ROOT)
+        command = self._command()
+        forked = self.forked and [*command[:2]] == [sys.executable, "-m"] and not env.keys() & _STARTS_ANEW
+        child = self._child = Child(command, log=self.log_path, env=env, cwd=ROOT, forked=forked)
 
         def decided() -> bool:
             return not child.alive or self._is_up(self.log()[written:])
@@ -181,6 +193,7 @@ class UvicornServer(ServerProcess):
         python: Path = Path(sys.executable),
     ) -> None:
         super().__init__(folder=folder, env=env)
+        self.forked = workers == 1
         self.workers = workers
         self._python = python
         options = ["--factory"] if factory else []

@@ -9,7 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.source import Source
 from tests.test_architecture import OPTIONAL_MODULES, ROOT
+
+HELPERS = {"idempotency": "keys", "outbox": "outboxes"}
+"""What their tests share, in tests/uow."""
 
 WALK = """
 import importlib, pkgutil, sys, uow
@@ -39,3 +43,16 @@ def test_what_is_left_works_without_it(tmp_path: Path, module: str) -> None:
     done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["idempotency", "outbox"])
+def test_the_tests_that_are_left_do_without_it(name: str) -> None:
+    """Those that need it say so in their names, so that they can be deleted with it."""
+    its_own = (f"uow.{name}", f"tests.uow.{HELPERS[name]}")
+    need_it = {
+        path.name
+        for path in (ROOT / "tests" / "uow").glob("*.py")
+        if any(module.startswith(its_own) for _, module in Source(ROOT, path).imports())
+    }
+    assert len(need_it) > 5
+    assert {each for each in need_it if name not in each} <= {f"{HELPERS[name]}.py"}

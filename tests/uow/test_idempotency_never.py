@@ -37,7 +37,6 @@ from tests.uow.keys import (
     rows,
     send,
 )
-from tests.uow.outboxes import Received, make_outbox_table, outbox_of, tell, words
 from tests.uow.units import Item, add, make_tables, names
 from uow import Database, current_session, current_unit
 from uow.idempotency._row import Row
@@ -229,32 +228,6 @@ async def test_what_the_routes_do_not_know_keeps_nothing(backend: Backend, datab
     assert "no route of the app takes it" in str(answer.error)
     assert (answer.status, names(backend), rows(backend)) == (500, [], [])
     assert (await send(app)).status == 201
-
-
-@one
-async def test_what_no_route_takes_publishes_nothing_with_a_key(backend: Backend, database: Database) -> None:
-    """Nobody has asked for a session, and yet there would be an event, which a repeat would publish again."""
-    make_outbox_table(backend)
-    outbox_of(database, Received())
-
-    class Answering:
-        def __init__(self, app: Any) -> None:
-            self.app = app
-
-        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-            tell("published")
-            await Response()(scope, receive, send)
-
-    app = keyed(counting("async", Counted()), database)
-    inside: Any = Answering
-    app.user_middleware.append(Middleware(inside))
-
-    answer = await send(app, path="/elsewhere")
-
-    assert "no route of the app takes it" in str(answer.error)
-    assert (answer.status, words(backend)) == (500, [])
-    assert (await send(app, None, path="/elsewhere")).status == 200
-    assert words(backend) == ["published"]
 
 
 @both

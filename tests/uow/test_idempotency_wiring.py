@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +16,6 @@ from starlette.websockets import WebSocket
 
 from tests.support.asgi import lifespan, run_asgi
 from tests.support.backends import Backend, Mode
-from tests.support.processes import python_environment
-from tests.support.server import ROOT
 from tests.uow.conftest import Connect
 from tests.uow.keys import REPLAYED, Counted, both, counting, keyed, make_keys, one, rows, send
 from tests.uow.migrated import assert_table_is_that_of_the_metadata
@@ -325,39 +320,3 @@ async def test_two_of_them_with_a_header_each_are_in_order(backend: Backend, dat
     assert (first.status, work.runs, names(backend)) == (201, 1, ["run-1"])
     for answer in repeats:
         assert (answer.body, answer.headers[REPLAYED]) == (first.body, "true")
-
-
-WRITES = """
-import asyncio, importlib, sys
-from pathlib import Path
-importlib.import_module(sys.argv[1])
-from sqlalchemy import Engine, event
-from tests.support.backends import SqliteBackend
-from tests.uow.keys import Counted, counting, keyed, make_keys, send
-from tests.uow.outboxes import Received, make_outbox_table, outbox_of, tell
-from tests.uow.units import make_tables
-from uow import Database
-
-async def main() -> None:
-    backend = SqliteBackend(Path(sys.argv[2]))
-    for make in (make_tables, make_keys, make_outbox_table):
-        make(backend)
-    said = []
-    async with Database(backend.database_url) as database:
-        outbox_of(database, Received())
-        event.listen(Engine, "before_cursor_execute", lambda _, cursor, sql, *__: said.append(sql))
-        await send(keyed(counting("async", Counted(work=lambda _: tell("a"))), database))
-    print([sql.split()[:3] for sql in said][-2:])
-
-asyncio.run(main())
-"""
-
-
-@pytest.mark.parametrize("first", ["uow.idempotency", "uow.outbox"])
-def test_events_are_written_after_the_answer_whatever_is_imported_first(tmp_path: Path, first: str) -> None:
-    """They are written under locks that others wait for."""
-    command = [sys.executable, "-c", WRITES, first, str(tmp_path)]
-    said = subprocess.check_output(command, cwd=ROOT, env=python_environment({"PYTHONPATH": str(ROOT)}))
-    assert said.decode().strip() == (
-        "[['UPDATE', 'idempotency_keys', 'SET'], ['INSERT', 'INTO', 'outbox_events']]"
-    )

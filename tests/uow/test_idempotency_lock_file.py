@@ -88,7 +88,7 @@ async def test_a_database_in_memory_has_no_file_to_lock(backend: Backend, url: s
     assert lock_file(Database.from_engines(writer=engine)) is None
 
 
-@pytest.mark.parametrize("what", ["links to itself", "takes no locks"])
+@pytest.mark.parametrize("what", ["links to itself", "takes no locks", "is somebody else's"])
 async def test_a_file_that_cannot_be_locked_costs_no_request(
     mode: Mode,
     backend: Backend,
@@ -105,7 +105,10 @@ async def test_a_file_that_cannot_be_locked_costs_no_request(
         def refuse(*_: Any, **__: Any) -> None:
             raise OSError(37, "No locks available")
 
-        monkeypatch.setattr(_locks, "_set_lock", refuse)
+        if what == "takes no locks":
+            monkeypatch.setattr(_locks, "_set_lock", refuse)
+        else:
+            monkeypatch.setattr(os, "fchmod", refuse)
     work = Counted()
     app = keyed(counting(mode, work), database)
 

@@ -108,9 +108,13 @@ def _open(path: str) -> int:
         # As SQLite makes its own: whoever may write the database, and nobody else, may lock it.
         like = os.stat(path.removesuffix(_SUFFIX))
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        if os.geteuid() == 0:
-            os.fchown(file, like.st_uid, like.st_gid)
-        os.fchmod(file, like.st_mode & 0o777)
+        try:
+            if os.geteuid() == 0:
+                os.fchown(file, like.st_uid, like.st_gid)
+            os.fchmod(file, like.st_mode & 0o777)
+        except OSError:
+            os.close(file)
+            raise
         return file
 
 

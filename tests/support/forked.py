@@ -60,8 +60,9 @@ class Fork:
         return self._process.exitcode
 
     def kill(self) -> None:
-        """SIGKILL to the process itself."""
-        self._process.kill()
+        """SIGKILL to the process itself, if it is there: its number may be somebody else's later."""
+        if self._process.is_alive():
+            self._process.kill()
 
 
 def run_forked(

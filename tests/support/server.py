@@ -18,10 +18,8 @@ from tests.support.wait import LIMIT, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 _ADDRESS_IN_USE = "address already in use"
-_STARTS_ANEW = {
-    "PYTHONPATH",
-    "UOW_SERVER__WORKERS",
-}  # what is read when an interpreter starts, or starts more
+# What is read when an interpreter starts, or has it start others.
+_STARTS_ANEW = {"PYTHONPATH", "UOW_SERVER__WORKERS"}
 
 import_once("fastapi", "uvicorn.main", "uvloop", "httptools", "aiosqlite", "asyncpg", "psycopg", "uow.retry")
 

@@ -111,6 +111,7 @@ def test_writers_are_all_answered(backend: Backend, server: UvicornServer, endpo
     assert backend.count("items") == kept + 1
     assert backend.query("SELECT n FROM counters") == [(kept + 1,)]
     if endpoint in ("keep", "refused"):
+        wait_until(lambda: state(server)["called"] >= kept + 1, "the callbacks ran, after the last byte")
         assert state(server)["called"] == kept + 1
     wait_until(lambda: state(server)["threads"] == 0, "no thread is left behind")
     backend.wait_until_at_rest()
@@ -127,6 +128,7 @@ def test_settling_needs_none_of_the_threads_that_handlers_can_exhaust(
         wait_until(lambda: state(server)["inside"] == len(units) + len(parked), "all are in the app")
         wait_until(lambda: state(server)["threads"] >= THREADS, "all threads are taken")
     assert [answer and answer.status for answer in (client.answer() for client in units)] == [201, 409, 409]
+    wait_until(lambda: state(server)["called"] >= 2, "the callbacks ran, after the last byte")
     assert state(server)["called"] == 2
     assert state(server)["inside"] == len(parked)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine
@@ -62,6 +63,42 @@ class UnitConnection(Connection):
     ) -> None:
         """What `event.listen` sets before it adds a listener, which must not reach other connections."""
         _set_dispatch(self, self._joined)
+
+
+def run(connection: Connection, statement: str, parameters: Any) -> tuple[Sequence[Any], int]:
+    """Run a statement of ours in the driver's words: its rows, and how many it has changed.
+
+    What `exec_driver_sql` does, listeners included, without the result, which is a quarter of what it costs.
+    """
+    work = work_of(connection)
+    if work is None:
+        return _run(connection, statement, parameters)
+    if work.is_inside():
+        outcome: tuple[Sequence[Any], int] = work.execute(_run, connection, statement, parameters)
+        return outcome
+    work.enter_open()
+    try:
+        return _run(connection, statement, parameters)
+    finally:
+        work.give()
+
+
+def _run(connection: Any, statement: str, parameters: Any) -> tuple[Sequence[Any], int]:
+    """By SQLAlchemy's own way for sequences and defaults, which has no public name."""
+    dialect, link = connection.dialect, connection.connection
+    try:
+        context = dialect.execution_ctx_cls._init_statement(
+            dialect, connection, link, {}, statement, [parameters]
+        )
+        context.pre_exec()
+    except BaseException as error:  # a cursor is a trip to some drivers
+        context = connection._handle_dbapi_exception(error, statement, parameters, None, None)  # raises
+    cursor = context.cursor
+    connection._cursor_execute(cursor, statement, parameters, context)
+    changed = cursor.rowcount
+    rows = cursor.fetchall() if cursor.description else ()
+    cursor.close()
+    return rows, changed
 
 
 def _set_dispatch(connection: Any, dispatch: Any) -> None:

@@ -150,15 +150,19 @@ def _endpoint_of(scope: HttpScope, routes: Iterable[Any]) -> Any:
     Works on a copy: what a match writes must not reach the request. A group of routes (a mount, a host,
     an included router) is entered; `effective_route_contexts` is how FastAPI shows an included one.
     """
+    copy = dict(scope)  # one for all of them, as a router asks them
+    method = scope["method"]
     for route in routes:
+        if (methods := getattr(route, "methods", None)) and method not in methods:
+            continue  # it matches in part at most
         if hasattr(route, "effective_route_contexts"):
-            endpoint = _endpoint_of(scope, route.effective_route_contexts())
+            endpoint = _endpoint_of(copy, route.effective_route_contexts())
             if endpoint is not None:
                 return endpoint
             continue
-        match, child = route.matches(dict(scope))
+        match, child = route.matches(copy)
         if match is Match.FULL:
             endpoint = child.get("endpoint")
             inner = getattr(endpoint, "routes", None)
-            return endpoint if inner is None else _endpoint_of({**scope, **child}, inner)
+            return endpoint if inner is None else _endpoint_of({**copy, **child}, inner)
     return None

@@ -69,13 +69,10 @@ def fingerprint(scope: Scope, body: bytes) -> bytes:
     """The same for the same request, and for no other: its method, target, kind of content and content."""
     headers = scope["headers"]
     kinds = [value for wanted in _PART_OF_IDENTITY for name, value in headers if name == wanted]
-    digest = blake2b(digest_size=32)
-    for part in (scope["method"].encode(), scope["path"].encode("utf-8", "surrogatepass"), *kinds):
-        digest.update(b"%d:%b" % (len(part), part))
+    named = (scope["method"].encode(), scope["path"].encode("utf-8", "surrogatepass"), *kinds)
     query: bytes = scope.get("query_string", b"")
-    digest.update(b"%d?%b" % (len(query), query))
-    digest.update(body)
-    return digest.digest()
+    parts = [b"%d:%b" % (len(part), part) for part in named]
+    return blake2b(b"".join((*parts, b"%d?%b" % (len(query), query), body)), digest_size=32).digest()
 
 
 class Gone(Exception):

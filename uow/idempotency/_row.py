@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from time import time
 from typing import Any, Final
 
@@ -15,11 +15,13 @@ import anyio.to_thread
 from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session
 
+from .._connection import run
 from .._greenlets import spawn
 from .._sessions import UnitSession
 from .._unit import UnitOfWork
 from ._table import NAME
 
+_MOST_HEADERS: Final = 64  # sets of them that are remembered as they are stored
 _ROWS: Final = "uow.idempotency"  # of a session: one for each middleware, and each has its header
 _OF_THE_KEY: Final = 'principal = :principal AND "key" = :key'
 _COLUMNS: Final = 'principal, "key", token, request, fingerprint, expires_at'
@@ -64,7 +66,7 @@ _MARKS: Final = {
 }
 
 Headers = list[tuple[bytes, bytes]]
-Outcome = tuple[list[Any], int]
+Outcome = tuple[Sequence[Any], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +138,8 @@ class Row:
 
     def keep(self, status: int, headers: Headers, body: bytes) -> None:
         """Have the answer written just before COMMIT; it is remembered from now on: work takes its time."""
-        pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
         expires_at = int(time()) + self._ttl
-        answer = {"status": status, "headers": json.dumps(pairs), "body": body, "expires_at": expires_at}
+        answer = {"status": status, "headers": _dumped(*headers), "body": body, "expires_at": expires_at}
         self._answer = {**self.name, **answer}
 
     def write_answer(self) -> None:
@@ -179,8 +180,13 @@ class Row:
         style = connection.dialect.paramstyle
         spelt, names = _spelt(statement, style)
         given: Any = parameters if style in _BY_NAME else tuple([parameters[name] for name in names])
-        result = connection.exec_driver_sql(spelt, given)
-        return ([*result] if result.returns_rows else []), result.rowcount
+        return run(connection, spelt, given)
+
+
+@lru_cache(_MOST_HEADERS)
+def _dumped(*headers: tuple[bytes, bytes]) -> str:
+    """Headers as they are stored; most answers of a route have the same ones."""
+    return json.dumps([(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers])
 
 
 @event.listens_for(UnitSession, "before_commit", insert=True)

@@ -20,7 +20,7 @@ from fakeredis import TcpFakeServer
 from redis import Redis
 
 from tests.support.pages import DOCS, files, programs, quickstart
-from tests.support.processes import Child, free_port, python_environment
+from tests.support.processes import Child, python_environment
 from tests.support.server import ROOT, CommandServer, Serve
 from tests.support.wait import LIMIT, wait_until
 
@@ -110,10 +110,9 @@ class Folder:
 @pytest.fixture
 def redis() -> Iterator[str]:
     """The URL of what speaks Redis' protocol, on a port of its own."""
-    port = free_port()
-    server = TcpFakeServer(("127.0.0.1", port))
+    server = TcpFakeServer(("127.0.0.1", 0))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"redis://127.0.0.1:{port}/0"
+    yield f"redis://127.0.0.1:{server.server_address[1]}/0"
     server.shutdown()
     server.server_close()
 

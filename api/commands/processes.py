@@ -85,6 +85,9 @@ class Workers(Multiprocess):
         self._say = say
 
     def keep_subprocess_alive(self) -> None:
+        for process in self.processes:
+            # The worker has its own. While this one is open, one that dies when it is asked is only silent.
+            process.child_conn.close()
         super().keep_subprocess_alive()
         if not self.started and not self.should_exit.is_set():
             self.started = all(process.is_ready(timeout=1) for process in self.processes)

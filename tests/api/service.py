@@ -19,6 +19,7 @@ from api.migrations import prepare
 from api.settings import Settings
 from tests.support.asgi import lifespan
 from tests.support.backends import Backend, Leg, SqliteBackend
+from tests.support.client import RawAnswer, RawClient
 from tests.support.forked import import_once, run_forked
 from tests.support.pgbouncer import PgBouncerBackend, postgres_backend
 from tests.support.postgres import PostgresServers
@@ -84,9 +85,10 @@ class Service(CommandServer):
 
     def lines(self) -> list[dict[str, Any]]:
         """Every complete line of the log so far; what the start prints is none."""
-        return [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
+        whole = self.log().rpartition("\n")[0]  # the last line may be on its way
+        return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
 
-    def lines_of(self, response: httpx.Response) -> list[dict[str, Any]]:
+    def lines_of(self, response: httpx.Response | RawAnswer) -> list[dict[str, Any]]:
         """What was logged during a request; the last is its own line, which comes after the answer."""
         request_id = response.headers["x-request-id"]
 
@@ -96,10 +98,24 @@ class Service(CommandServer):
         wait_until(lambda: any(line["event"] == "request" for line in found()), "the request was logged")
         return found()
 
-    def line_of(self, response: httpx.Response) -> dict[str, Any]:
+    def line_of(self, response: httpx.Response | RawAnswer) -> dict[str, Any]:
         """The one line that a request leaves."""
         (line,) = [line for line in self.lines_of(response) if line["event"] == "request"]
         return line
+
+    def raw_of_each_worker(self, workers: int) -> list[RawClient]:
+        """An open connection to each of so many workers: which of them takes one is up to the kernel."""
+        clients: dict[int | None, RawClient] = {}
+
+        def one_more() -> bool:
+            client = self.raw()
+            answer = client.request("GET", "/livez", headers={"Connection": "keep-alive"}).answer()
+            assert answer is not None
+            clients.setdefault(self.line_of(answer).get("worker"), client)
+            return len(clients) == workers
+
+        wait_until(one_more, "each worker has a client")
+        return list(clients.values())
 
 
 def run_api(

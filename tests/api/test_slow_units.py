@@ -43,7 +43,8 @@ class Standing:
 
     def lines(self, event: str, name: str) -> Lines:
         """The lines of this event that speak of a path or a unit which ends in this name."""
-        lines = [json.loads(line) for line in self.server.log().splitlines() if line.startswith("{")]
+        whole = self.server.log().rpartition("\n")[0]  # the last line may be on its way
+        lines = [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
         found = [line for line in lines if line["event"] == event]
         return [line for line in found if str(line.get("unit") or line.get("path")).endswith(name)]
 

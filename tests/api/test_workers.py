@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from time import monotonic
 from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 
+from api.commands.processes import Workers
 from tests.api.load import Crowd, assert_kept, assert_nothing_else, watched
 from tests.api.service import Service, new_item
 from tests.support.backends import Backend, PostgresBackend, SqliteBackend
@@ -160,7 +168,9 @@ def test_a_worker_that_is_killed_is_replaced_and_what_it_acknowledged_is_kept(wo
     crowd = Crowd(workers.base_url, items, customers=CUSTOMERS, steps=60, seed=13)
     crowd.start()
     wait_until(lambda: crowd.acknowledged >= 60 or bool(crowd.failures), "enough was acknowledged")
-    (victim, other) = before
+    # By luck all customers may be those of one worker: then the other one is killed.
+    asked = Counter(line["worker"] for line in workers.lines() if line.get("route") == "/orders/")
+    victim, other = sorted(before, key=lambda pid: asked[pid])
     os.kill(victim, signal.SIGKILL)
     ledger = crowd.finish()
     # The customers of the other worker, and whoever comes new, notice nothing.
@@ -168,12 +178,39 @@ def test_a_worker_that_is_killed_is_replaced_and_what_it_acknowledged_is_kept(wo
     assert all(isinstance(failure, httpx.TransportError) for failure in crowd.failures)
     assert set(ledger.answers) <= {200, 201, 409}
     assert_kept(backend, ledger)
-    wait_until(lambda: workers.log().count("Started server process") == WORKERS + 1, "another was started")
+    up = "Application startup complete."
+    wait_until(lambda: workers.log().count(up) == WORKERS + 1, "another was started")
     wait_until(lambda: set(client_of_each_worker(workers)) - before != set(), "the new one serves")
     assert set(client_of_each_worker(workers)) - before != {other}
     assert not is_running(victim)
     assert workers.terminate() == 0
     backend.wait_until_at_rest()
+
+
+def test_a_worker_that_dies_while_it_is_asked_is_replaced_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its silence would be waited for, for a minute in which the parent hears no signal either."""
+
+    def dying(config: object, target: Any, sockets: object) -> BaseProcess:
+        return get_context("spawn").Process(target=_die_when_asked, args=(target.__self__.child_conn,))
+
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process keeps its own handlers
+    monkeypatch.setattr("uvicorn.supervisors.multiprocess.get_subprocess", dying)
+    config = uvicorn.Config("unused:app", workers=1, timeout_worker_healthcheck=int(LIMIT), log_config=None)
+    workers = Workers(config, [], partial(lambda: None))
+    workers.init_processes()
+    (first,) = workers.processes
+    began = monotonic()
+    workers.keep_subprocess_alive()
+    assert monotonic() - began < LIMIT
+    (second,) = workers.processes
+    assert second is not first
+    second.kill()
+    second.join()
+
+
+def _die_when_asked(asked: Connection) -> None:
+    asked.recv()
+    os._exit(1)
 
 
 @pytest.mark.parametrize("service_leg", ["sqlite"], indirect=True)

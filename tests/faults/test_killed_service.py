@@ -383,12 +383,11 @@ def test_what_does_not_end_in_the_grace_time_is_rolled_back(service: Service, wo
     service.env |= {"UOW_SERVER__GRACEFUL_SHUTDOWN_TIMEOUT": "1", "UOW_LOGGING__LEVEL": "debug"}
     serving(service, workers)
     assert new_item(service.client(), name="before", stock=1)
-    clients: list[RawClient] = []
+    clients = [*service.raw_of_each_worker(workers), *(service.raw() for _ in range(2 * workers))]
     expected = 3 * workers if service.backend.dialect == "postgresql" else workers
     with leaving_nothing(service), held(service.backend):
-        for number in range(3 * workers):
-            body = {"name": f"never {number}", "price": 1, "stock": 1}
-            clients.append(service.raw().request("POST", "/items/", body))
+        for number, client in enumerate(clients):
+            client.request("POST", "/items/", {"name": f"never {number}", "price": 1, "stock": 1})
         wait_until(lambda: waiting(service) == expected, "they wait")
         service.send(signal.SIGTERM)
         answers = [whole(client) for client in clients]

@@ -130,6 +130,7 @@ def test_settling_needs_none_of_the_threads_that_handlers_can_exhaust(
     assert [answer and answer.status for answer in (client.answer() for client in units)] == [201, 409, 409]
     wait_until(lambda: state(server)["called"] >= 2, "the callbacks ran, after the last byte")
     assert state(server)["called"] == 2
+    wait_until(lambda: state(server)["inside"] <= len(parked), "the units have left, after the last byte")
     assert state(server)["inside"] == len(parked)
 
     server.client().get("/unpark").raise_for_status()

@@ -29,6 +29,7 @@ from tests.lifecycle import (
 )
 from tests.lifecycle.model import MappedError, attempt_told
 from tests.support.variant import retry_of_this_run
+from tests.support.wait import LIMIT
 from uow import Database, UnitOfWorkMiddleware, current_session, errors
 
 ROUTERS: dict[str, tuple[APIRouter, ...]] = {
@@ -90,6 +91,10 @@ def _impatient(database: Database) -> Starlette:
     return _plain(database, stream_timeout=OUT_OF_PATIENCE)
 
 
+def _patient(database: Database) -> Starlette:
+    return _plain(database, stream_timeout=LIMIT)
+
+
 def _starlette(database: Database) -> Starlette:
     """No FastAPI at all: its endpoints as Starlette's own."""
     routes = [
@@ -145,6 +150,7 @@ def _theirs_outside(database: Database) -> Starlette:
 _STACKS: dict[str, Callable[[Database], Starlette]] = {
     "plain": _plain,
     "impatient": _impatient,
+    "patient": _patient,
     "starlette": _starlette,
     "mounted": _mounted,
     "mounted-with-ours": _mounted_with_ours,

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.faults.proxy import At, PostgresProxy
 from tests.support.backends import Backend, Mode
-from tests.support.wait import wait_until_async
+from tests.support.wait import LIMIT, wait_until_async
 from tests.uow.conftest import Connect
 from tests.uow.keys import REPLAYED, Counted, counting, keyed, make_keys, rows, send
 from tests.uow.units import insert, make_tables, names, within
@@ -97,8 +97,9 @@ async def test_L8_a_key_goes_before_an_outcome_and_costs_no_trip(
 async def test_L8_a_commit_that_is_not_answered_in_time_is_asked_about(
     backend: Backend, mode: Mode, connect: Connect, proxy: PostgresProxy
 ) -> None:
-    database = connect(proxy.url_of(backend.database_url), settle_timeout=1.0)
+    database = connect(proxy.url_of(backend.database_url))
     await within(database, mode, insert("first"))
+    database.settle_timeout = 1.0
     proxy.stall("commit_done")
 
     answer = await send(keyed(counting(mode, Counted()), database))
@@ -138,8 +139,9 @@ async def test_L8_what_cannot_be_learnt_in_time_is_not_guessed_and_the_repeat_kn
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_lost, "_SECONDS", 0.3)
-    database = connect(proxy.url_of(backend.database_url), settle_timeout=1.0)
+    database = connect(proxy.url_of(backend.database_url))
     await within(database, mode, insert("first"))
+    database.settle_timeout = 1.0
     getattr(proxy, how)("commit_sent", everywhere=True)
     app = keyed(counting(mode, Counted()), database)
 
@@ -148,6 +150,7 @@ async def test_L8_what_cannot_be_learnt_in_time_is_not_guessed_and_the_repeat_kn
     assert (answer.status, answer.json()["type"]) == (500, "/problems/commit-outcome-unknown")
     proxy.heal()
     await wait_until_async(backend.write_lock_free, "the server has done what it was told")
+    database.settle_timeout = LIMIT
     again = await send(app)
     assert (again.status, len(names(backend))) == (201, 2)
     backend.wait_until_at_rest()

@@ -272,6 +272,36 @@ async def test_the_endpoint_is_found_in_fastapi_with_included_routers(
     assert (await run_asgi(app, "POST", "/inner/nowhere")).status == 404
 
 
+class Tunnelled(Route):
+    """A route whose requests say in a header which method they mean."""
+
+    def matches(self, scope: Any) -> Any:
+        return super().matches(self._meant(scope))
+
+    async def handle(self, scope: Any, receive: Any, send: Any) -> None:
+        await super().handle(self._meant(scope), receive, send)
+
+    def _meant(self, scope: Any) -> Any:
+        return {**scope, "method": dict(scope["headers"])[b"x-method"].decode()}
+
+
+@pytest.mark.parametrize("middleware", [Early, Late])
+async def test_a_route_that_has_its_own_idea_of_methods_is_asked(
+    sqlite: SqliteBackend, connect: Connect, middleware: type[Any]
+) -> None:
+    make_tables(sqlite)
+
+    @unit_options(read_only=True)
+    async def marked(_: Request) -> Response:
+        return JSONResponse(current_unit().options.read_only)
+
+    app = Starlette(routes=[Tunnelled("/marked", marked, methods=["PUT"])])
+    app.add_middleware(cast("Any", middleware))
+    app.add_middleware(UnitOfWorkMiddleware, database=connect(sqlite))
+
+    assert (await run_asgi(app, "POST", "/marked", headers={"X-Method": "PUT"})).json() is True
+
+
 async def test_the_options_are_found_where_starlettes_own_middleware_copies_the_request(
     sqlite: SqliteBackend, connect: Connect
 ) -> None:

@@ -81,6 +81,21 @@ def test_the_fields_of_a_dataclass_leave_and_those_of_dataclasses_in_it() -> Non
     assert dumped == '{"order":7,"lines":[{"quantity":1},{"quantity":2}],"what":null}'
 
 
+def test_the_fields_are_those_that_the_class_has_in_the_end() -> None:
+    """`dataclass` adds its own after a decorator that stands below it has seen those of its base."""
+
+    @dataclass
+    class Base:
+        order: int
+
+    @dataclass
+    @event("order.split", subject="orders/{order}")
+    class Split(Base):
+        parts: int
+
+    assert declared(Split(7, 2)).dump(Split(7, 2)) == '{"order":7,"parts":2}'
+
+
 def test_a_class_is_no_value() -> None:
     ordered = Ordered(7, what=Line)
     with pytest.raises(TypeError, match="a type cannot be written"):

@@ -19,6 +19,7 @@ HttpScope = MutableMapping[str, Any]
 
 ISOLATION_LEVELS = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
 _MARK = "__unit_options__"
+_FRAMEWORKS = ("starlette.routing", "fastapi.routing")  # whose `methods` are what their `matches` looks at
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +154,8 @@ def _endpoint_of(scope: HttpScope, routes: Iterable[Any]) -> Any:
     copy = dict(scope)  # one for all of them, as a router asks them
     method = scope["method"]
     for route in routes:
-        if (methods := getattr(route, "methods", None)) and method not in methods:
-            continue  # it matches in part at most
+        if _is_of_another(method, route):
+            continue
         if hasattr(route, "effective_route_contexts"):
             endpoint = _endpoint_of(copy, route.effective_route_contexts())
             if endpoint is not None:
@@ -166,3 +167,11 @@ def _endpoint_of(scope: HttpScope, routes: Iterable[Any]) -> Any:
             inner = getattr(endpoint, "routes", None)
             return endpoint if inner is None else _endpoint_of({**copy, **child}, inner)
     return None
+
+
+def _is_of_another(method: str, route: Any) -> bool:
+    """Whether it matches in part at most, and need not be asked; a class of somebody's is always asked."""
+    if getattr(route.matches, "__module__", None) not in _FRAMEWORKS:
+        return False
+    methods: Collection[str] = getattr(route, "methods", None) or (method,)  # none are all
+    return method not in methods

@@ -6,7 +6,6 @@ import functools
 import inspect
 import re
 from collections.abc import Collection
-from types import FunctionType, MethodType
 from typing import Any, Literal
 
 from starlette.types import Scope
@@ -83,10 +82,6 @@ def is_sync(endpoint: Any, scope: Scope) -> bool:
         endpoint = getattr(endpoint, scope["method"].lower(), None)
     while isinstance(endpoint, functools.partial):
         endpoint = endpoint.func
-    # An app, or an object that is called, is none.
-    return isinstance(endpoint, (FunctionType, MethodType)) and _is_plain(endpoint)
-
-
-@functools.lru_cache(1024)
-def _is_plain(function: FunctionType | MethodType) -> bool:
-    return not inspect.iscoroutinefunction(inspect.unwrap(function))
+    if not (inspect.isfunction(endpoint) or inspect.ismethod(endpoint)):
+        return False  # an app, or an object that is called
+    return not inspect.iscoroutinefunction(inspect.unwrap(endpoint))

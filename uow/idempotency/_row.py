@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from functools import cache, partial
 from time import time
 from typing import Any, Final
 
@@ -21,7 +21,6 @@ from .._sessions import UnitSession
 from .._unit import UnitOfWork
 from ._table import NAME
 
-_MOST_HEADERS: Final = 64  # sets of them that are remembered as they are stored
 _ROWS: Final = "uow.idempotency"  # of a session: one for each middleware, and each has its header
 _OF_THE_KEY: Final = 'principal = :principal AND "key" = :key'
 _COLUMNS: Final = 'principal, "key", token, request, fingerprint, expires_at'
@@ -66,7 +65,6 @@ _MARKS: Final = {
 }
 
 Headers = list[tuple[bytes, bytes]]
-Outcome = tuple[Sequence[Any], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +120,12 @@ class Row:
         parameters = {**self._parameters, "now": now, "expires_at": now + self._ttl}
         if dialect == "postgresql":
             parameters["wait"] = str(max(1, int(wait * 1000)))  # 0 would be no bound
-        _, written = await self._run(_CLAIM[dialect], parameters)
+        written: int = await self._call(self._write, _CLAIM[dialect], parameters)
         return written == 1
 
     async def find(self) -> Stored | None:
         """The row that was in the way; None if it has gone since."""
-        rows, _ = await self._run(_FIND, self.name)
+        rows = await self._call(self._read, _FIND, self.name)
         if not rows:
             return None
         fingerprint, status, headers, body = rows[0]
@@ -138,8 +136,9 @@ class Row:
 
     def keep(self, status: int, headers: Headers, body: bytes) -> None:
         """Have the answer written just before COMMIT; it is remembered from now on: work takes its time."""
+        pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
         expires_at = int(time()) + self._ttl
-        answer = {"status": status, "headers": _dumped(*headers), "body": body, "expires_at": expires_at}
+        answer = {"status": status, "headers": json.dumps(pairs), "body": body, "expires_at": expires_at}
         self._answer = {**self.name, **answer}
 
     def write_answer(self) -> None:
@@ -151,42 +150,37 @@ class Row:
                 f"commits before IdempotencyMiddleware, so that it is inside of it, or after "
                 f"UnitOfWorkMiddleware"
             )
-        _, changed = self._execute(_KEEP, self._answer)
-        if changed != 1:
+        if self._write(_KEEP, self._answer) != 1:
             raise RuntimeError(
                 f"{self.unit.name}: the row of its idempotency key is not there any more; leave the table "
                 f"{NAME} to uow.idempotency"
             )
 
-    async def _run(self, statement: str, parameters: Mapping[str, Any]) -> Outcome:
-        """The rows that it answers, and how many it has changed."""
+    async def _call(self, call: Callable[..., Any], statement: str, parameters: Mapping[str, Any]) -> Any:
+        """What the call answers, in a greenlet or in a thread."""
         if not self.is_sync:
-            outcome: Outcome = await spawn(self._execute, statement, parameters)
-            return outcome
-        execute = partial(self._execute, statement, parameters)
-        return await anyio.to_thread.run_sync(execute, limiter=self.unit.database.limiter)
+            return await spawn(call, statement, parameters)
+        in_thread = partial(call, statement, parameters)
+        return await anyio.to_thread.run_sync(in_thread, limiter=self.unit.database.limiter)
 
-    def _execute(self, statement: str, parameters: Mapping[str, Any]) -> Outcome:
-        """On the connection: the session would flush first, and what that raises is for the unit to judge.
+    def _write(self, statement: str, parameters: Mapping[str, Any]) -> int:
+        """How many rows it has changed."""
+        connection = self._open()
+        return run(connection, *_in_words_of(connection, statement, parameters))
 
-        In the driver's own words: to compile what never changes would double the cost of a key.
-        """
-        connection = self._connection
-        if connection is None:
+    def _read(self, statement: str, parameters: Mapping[str, Any]) -> Sequence[Any]:
+        """The rows that it answers."""
+        connection = self._open()
+        return connection.exec_driver_sql(*_in_words_of(connection, statement, parameters)).all()
+
+    def _open(self) -> Connection:
+        """The connection: the session would flush first, and what that raises is for the unit to judge."""
+        if self._connection is None:
             unit = self.unit
             session = unit.sync_session if self.is_sync else unit.session.sync_session
-            connection = self._connection = session.connection()
+            self._connection = session.connection()
             session.info.setdefault(_ROWS, []).append(self)
-        style = connection.dialect.paramstyle
-        spelt, names = _spelt(statement, style)
-        given: Any = parameters if style in _BY_NAME else tuple([parameters[name] for name in names])
-        return run(connection, spelt, given)
-
-
-@lru_cache(_MOST_HEADERS)
-def _dumped(*headers: tuple[bytes, bytes]) -> str:
-    """Headers as they are stored; most answers of a route have the same ones."""
-    return json.dumps([(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers])
+        return self._connection
 
 
 @event.listens_for(UnitSession, "before_commit", insert=True)
@@ -199,6 +193,13 @@ def _before_commit(session: Session) -> None:
         rows: list[Row] = session.info.get(_ROWS, [])
         for row in rows:
             row.write_answer()
+
+
+def _in_words_of(connection: Connection, statement: str, parameters: Mapping[str, Any]) -> tuple[str, Any]:
+    """Both as the driver takes them: to compile what never changes would double the cost of a key."""
+    style = connection.dialect.paramstyle
+    spelt, names = _spelt(statement, style)
+    return spelt, parameters if style in _BY_NAME else tuple([parameters[name] for name in names])
 
 
 @cache

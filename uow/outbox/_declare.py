@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import date, datetime, time
 from decimal import Decimal
 from enum import Enum
-from functools import partial
 from string import Formatter
 from typing import Any, TypeVar
 from uuid import UUID
@@ -90,8 +89,7 @@ class _Attributes(dict[str, Any]):
 def _shape(cls: type[Any]) -> tuple[set[str], Callable[[Any], str]]:
     """The fields of a class, and what makes JSON of its objects."""
     if dataclasses.is_dataclass(cls):
-        names = [field.name for field in dataclasses.fields(cls)]
-        return {*names}, partial(_dump_dataclass, names)
+        return {field.name for field in dataclasses.fields(cls)}, _dump_dataclass
     if hasattr(cls, "model_fields") and hasattr(cls, "model_dump_json"):  # pydantic need not be there
         return set(cls.model_fields), _dump_model
     raise TypeError(f"{cls.__name__} is neither a dataclass nor a pydantic model")
@@ -102,8 +100,8 @@ def _dump_model(event: Any) -> str:
     return text
 
 
-def _dump_dataclass(names: list[str], event: Any) -> str:
-    return _ENCODER.encode({name: getattr(event, name) for name in names})
+def _dump_dataclass(event: Any) -> str:
+    return _ENCODER.encode(_fields_of(event))
 
 
 def _fields_of(event: Any) -> dict[str, Any]:

@@ -87,8 +87,9 @@ def _run(connection: Any, statement: str, parameters: Any) -> int:
     transaction = connection.get_nested_transaction() or connection.get_transaction()
     if transaction is None or not transaction.is_active:  # it begins one, or says why it cannot
         return int(connection.exec_driver_sql(statement, parameters).rowcount)
-    dialect, link = connection.dialect, connection.connection
-    options = connection.get_execution_options().union({"stream_results": False})
+    dialect, link, options = connection.dialect, connection.connection, connection.get_execution_options()
+    if "stream_results" in options:
+        options = options.union({"stream_results": False})
     try:
         context = dialect.execution_ctx_cls._init_statement(
             dialect, connection, link, options, statement, [parameters]

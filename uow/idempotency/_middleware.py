@@ -19,7 +19,7 @@ from ..middleware import UnitOfWorkMiddleware
 from ..problems import Condition, Problem, problem_response
 from ._locks import lock_file
 from ._lost import Lost
-from ._recorder import Recorder, sending_bytes
+from ._recorder import Recorder, SendingBytes
 from ._request import (
     IN_USE,
     INVALID,
@@ -238,7 +238,7 @@ class IdempotencyMiddleware:
     async def _do(self, row: Row, turn: Turn, scope: Scope, receive: Receive, send: Send) -> None:
         recorder = Recorder(row, turn, send, self._keeps, self._body_limit)
         try:
-            with sending_bytes(scope):
+            with SendingBytes(scope):
                 await self.app(scope, receive, recorder.send)
         except Exception:
             if recorder.wrong is not None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
 from starlette.types import Message, Scope, Send
@@ -109,21 +108,27 @@ class Recorder:
         raise self.wrong
 
 
-@contextmanager
-def sending_bytes(scope: Scope) -> Generator[None]:
-    """The app is offered no way to answer but with bytes, so a file comes as those that are in it.
+class SendingBytes:
+    """A block in which the app is offered no way to answer but with bytes, so a file comes as what is in it.
 
     The scope stays the one of the server: what the router writes into it is read outside.
     """
-    offered = scope.get("extensions")
-    if not offered or _NOT_TO_BE_STORED.isdisjoint(offered):
-        yield
-        return
-    scope["extensions"] = {name: how for name, how in offered.items() if name not in _NOT_TO_BE_STORED}
-    try:
-        yield
-    finally:
-        scope["extensions"] = offered
+
+    __slots__ = ("_offered", "_scope")
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+        self._offered: Any = scope.get("extensions")
+
+    def __enter__(self) -> None:
+        if self._offered:
+            self._scope["extensions"] = {
+                name: how for name, how in self._offered.items() if name not in _NOT_TO_BE_STORED
+            }
+
+    def __exit__(self, *_: object) -> None:
+        if self._offered:
+            self._scope["extensions"] = self._offered
 
 
 def _length(head: Message) -> int | None:

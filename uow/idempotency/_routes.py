@@ -6,6 +6,7 @@ import functools
 import inspect
 import re
 from collections.abc import Collection
+from types import FunctionType, MethodType
 from typing import Any, Literal
 
 from starlette.types import Scope
@@ -82,6 +83,8 @@ def is_sync(endpoint: Any, scope: Scope) -> bool:
         endpoint = getattr(endpoint, scope["method"].lower(), None)
     while isinstance(endpoint, functools.partial):
         endpoint = endpoint.func
-    if not (inspect.isfunction(endpoint) or inspect.ismethod(endpoint)):
+    if not isinstance(endpoint, (FunctionType, MethodType)):
         return False  # an app, or an object that is called
-    return not inspect.iscoroutinefunction(inspect.unwrap(endpoint))
+    if hasattr(endpoint, "__wrapped__"):
+        endpoint = inspect.unwrap(endpoint)
+    return not inspect.iscoroutinefunction(endpoint)

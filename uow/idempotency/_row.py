@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from json.encoder import encode_basestring_ascii as _quoted
 from time import time
 from typing import Any, Final
 
@@ -81,7 +82,8 @@ class Row:
     """The row of one attempt of a request."""
 
     __slots__ = (
-        "_answer", "_connection", "_parameters", "_ttl", "fingerprint", "is_sync", "key", "owner", "unit",
+        "_answer", "_connection", "_request", "_ttl", "fingerprint", "is_sync", "key", "name", "owner",
+        "unit",
     )  # fmt: skip
 
     def __init__(
@@ -95,18 +97,9 @@ class Row:
         self._answer: Mapping[str, Any] | None = None
         self._connection: Connection | None = None
         self._ttl = 0
-        self._parameters: Mapping[str, Any] = {
-            "principal": owner,
-            "key": key,
-            "token": os.urandom(16).hex(),
-            "request": request,
-            "fingerprint": fingerprint,
-        }
-
-    @property
-    def name(self) -> Mapping[str, Any]:
-        """What finds it: `principal`, `key`, and the `token` of this attempt."""
-        return {name: self._parameters[name] for name in ("principal", "key", "token")}
+        self.name: Mapping[str, Any] = {"principal": owner, "key": key, "token": os.urandom(16).hex()}
+        """What finds it; the `token` is that of this attempt."""
+        self._request = request
 
     async def claim(self, *, ttl: float, wait: float) -> bool:
         """Write the row; False if there is one that has not expired.
@@ -117,7 +110,13 @@ class Row:
         now = int(time())
         self._ttl = int(ttl)
         dialect = self.unit.database.adapter.dialect
-        parameters = {**self._parameters, "now": now, "expires_at": now + self._ttl}
+        parameters = {
+            **self.name,
+            "request": self._request,
+            "fingerprint": self.fingerprint,
+            "now": now,
+            "expires_at": now + self._ttl,
+        }
         if dialect == "postgresql":
             parameters["wait"] = str(max(1, int(wait * 1000)))  # 0 would be no bound
         written: int = await self._call(self._write, _CLAIM[dialect], parameters)
@@ -136,9 +135,8 @@ class Row:
 
     def keep(self, status: int, headers: Headers, body: bytes) -> None:
         """Have the answer written just before COMMIT; it is remembered from now on: work takes its time."""
-        pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
         expires_at = int(time()) + self._ttl
-        answer = {"status": status, "headers": json.dumps(pairs), "body": body, "expires_at": expires_at}
+        answer = {"status": status, "headers": _as_json(headers), "body": body, "expires_at": expires_at}
         self._answer = {**self.name, **answer}
 
     def write_answer(self) -> None:
@@ -181,6 +179,14 @@ class Row:
             self._connection = session.connection()
             session.info.setdefault(_ROWS, []).append(self)
         return self._connection
+
+
+def _as_json(headers: Headers) -> str:
+    """A list of pairs, without an encoder, which `json.dumps` would make for each answer."""
+    pairs = [
+        f"[{_quoted(name.decode('latin-1'))}, {_quoted(value.decode('latin-1'))}]" for name, value in headers
+    ]
+    return f"[{', '.join(pairs)}]"
 
 
 @event.listens_for(UnitSession, "before_commit", insert=True)

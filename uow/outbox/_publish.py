@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache, partial
 from hashlib import blake2b
+from operator import attrgetter
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
@@ -315,6 +316,7 @@ _INSERT = (
     f" WHERE first.number > 0 ORDER BY e.place"
 )
 _PARAMETERS = ("locks", "lanes", "ids", "types", "subjects", "times", "data", "names")
+_IN_ORDER = attrgetter("lane", "lane", "id", "type", "subject", "time", "data")  # of a row, all but the last
 _TOLD = {True: f"SELECT pg_notify('{CHANNEL}', '')", False: "SELECT 1"}
 _TABLE = table(MetaData())
 
@@ -326,44 +328,36 @@ def _write(session: Session, buffer: _Buffer) -> None:
     if not rows:
         return
     connection = session.connection()
+    names = buffer.outbox.names
     if connection.dialect.name == "postgresql":
         numbered = connection.dialect.paramstyle.startswith("numeric")
-        arrays = _arrays(rows, buffer.outbox.names)
-        alone = tuple([len(array) == 1 for array in arrays])
-        statement = _spelt(alone, numbered=numbered, rings=buffer.outbox.wakes_relays())
-        run(connection, statement, tuple([array[0] if len(array) == 1 else array for array in arrays]))
+        alone = len(rows) == len(names) == 1
+        statement = _spelt(alone=alone, numbered=numbered, rings=buffer.outbox.wakes_relays())
+        run(connection, statement, (*_IN_ORDER(rows[0]), names[0]) if alone else _arrays(rows, names))
         return
     values = [
         {"destination": name, "state": PENDING, "attempts": 0, "due": 0.0, **_values(row)}
         for row in rows
-        for name in buffer.outbox.names
+        for name in names
     ]
     connection.execute(insert(_TABLE), values)
 
 
 @cache
-def _spelt(alone: tuple[bool, ...], *, numbered: bool, rings: bool) -> str:
+def _spelt(*, alone: bool, numbered: bool, rings: bool) -> str:
     """The statement with the driver's placeholders; SQLAlchemy's compiler would be a third of its cost.
 
-    What is alone in its array comes by itself: asyncpg takes a while to look whether something is an array.
+    An event that is alone comes without arrays: asyncpg takes a while to see whether something is one.
     """
     marks = [f"${number}" if numbered else "%s" for number in range(1, len(_PARAMETERS) + 1)]
-    arrays = [f"ARRAY[{mark}]" if one else mark for mark, one in zip(marks, alone, strict=True)]
+    arrays = [f"ARRAY[{mark}]" if alone else mark for mark in marks]
     return _INSERT.format(told=_TOLD[rings], **dict(zip(_PARAMETERS, arrays, strict=True)))
 
 
 def _arrays(rows: list[_Row], names: Sequence[str]) -> tuple[Sequence[Any], ...]:
     """The values of `_PARAMETERS`, in their order."""
-    return (
-        sorted({row.lane for row in rows}),
-        [row.lane for row in rows],
-        [row.id for row in rows],
-        [row.type for row in rows],
-        [row.subject for row in rows],
-        [row.time for row in rows],
-        [row.data for row in rows],
-        list(names),
-    )
+    locks, *columns = zip(*map(_IN_ORDER, rows), strict=True)
+    return (sorted({*locks}), *map(list, columns), list(names))
 
 
 def _values(row: _Row) -> dict[str, Any]:

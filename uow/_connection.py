@@ -85,7 +85,8 @@ def run(connection: Connection, statement: str, parameters: Any) -> int:
 def _run(connection: Any, statement: str, parameters: Any) -> int:
     """By SQLAlchemy's own way for sequences and defaults, which has no public name."""
     transaction = connection.get_nested_transaction() or connection.get_transaction()
-    if transaction is None or not transaction.is_active:  # it begins one, or says why it cannot
+    if transaction is None or not transaction.is_active or connection._trans_context_manager:
+        # It begins a transaction, or says why it cannot.
         return int(connection.exec_driver_sql(statement, parameters).rowcount)
     dialect, link, options = connection.dialect, connection.connection, connection.get_execution_options()
     if "stream_results" in options:

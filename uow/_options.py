@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterable, MutableMapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from starlette.routing import Match
+from starlette.routing import Match, Route
 
 from . import _deadlines
 
@@ -19,7 +20,6 @@ HttpScope = MutableMapping[str, Any]
 
 ISOLATION_LEVELS = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
 _MARK = "__unit_options__"
-_FRAMEWORKS = ("starlette.routing", "fastapi.routing")  # whose `methods` are what their `matches` looks at
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +171,14 @@ def _endpoint_of(scope: HttpScope, routes: Iterable[Any]) -> Any:
 
 def _is_of_another(method: str, route: Any) -> bool:
     """Whether it matches in part at most, and need not be asked; a class of somebody's is always asked."""
-    if getattr(route.matches, "__module__", None) not in _FRAMEWORKS:
+    if not _looks_at_methods(route.__class__):
         return False
     methods: Collection[str] = getattr(route, "methods", None) or (method,)  # none are all
     return method not in methods
+
+
+@lru_cache(256)
+def _looks_at_methods(kind: type[Any]) -> bool:
+    """Whether it is known what routes of this class do with their `methods`: those of the frameworks do."""
+    judges = next((cls for cls in kind.__mro__ if "matches" in vars(cls)), None)
+    return judges is Route or getattr(judges, "__module__", None) == "fastapi.routing"

@@ -46,8 +46,8 @@ class UnitTransaction(Watch):
             self._clean(connection)  # SQLAlchemy forgets the transaction when this listener raises
             raise error
         state = self.adapter.transaction_state(driver_of(connection))
-        if state is TransactionState.FAILED:
-            raise self.doomed()
+        if state is TransactionState.FAILED or self.failure is not None:  # one of a listener's just now
+            raise self.doomed() from self.failure
         if state is TransactionState.IDLE and self.statements and self.unit.database.begins_visibly:
             raise _messages.ended_by_text(self.name)
         self._identify(connection)  # not before: listeners of the session may have written just now

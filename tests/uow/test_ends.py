@@ -6,10 +6,13 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import nullcontext, suppress
+from functools import partial
 from typing import Any
 
 import pytest
 from sqlalchemy import event
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -92,6 +95,30 @@ async def test_a_listener_that_fails_before_commit_rolls_back(
     assert (recorder.status, recorder.json()["outcome"]) == (500, "rolled_back")
     assert names(backend) == []
     assert (await request(database, mode, insert("next"))).status == 201
+
+
+async def test_an_error_that_a_listener_swallows_before_commit_dooms_the_unit(
+    backend: Backend, mode: Mode, database: Database
+) -> None:
+    """L9: SQLite would commit the rest; inside of a savepoint it is contained."""
+    backend.execute("INSERT INTO items (name) VALUES ('taken')")
+
+    def work(session: Session, *, contained: bool) -> None:
+        insert("one" if contained else "never")(session)
+
+        @event.listens_for(session, "before_commit")
+        def swallows(session: Session) -> None:
+            if not session.in_nested_transaction():
+                with suppress(IntegrityError), session.begin_nested() if contained else nullcontext():
+                    insert("taken")(session)
+
+    recorder = await request(database, mode, partial(work, contained=False))
+    assert (recorder.status, recorder.json()["type"]) == (500, "/problems/unit-doomed")
+    assert recorder.json()["outcome"] == "rolled_back"
+    assert names(backend) == ["taken"]
+
+    assert (await request(database, mode, partial(work, contained=True))).status == 201
+    assert names(backend) == ["taken", "one"]
 
 
 @pytest.mark.backends("pg18", "pgsystem")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from functools import partial
 from typing import Any
 
@@ -209,6 +210,21 @@ def test_what_is_known_of_an_endpoint_already_is_used() -> None:
     assert find_endpoint(scope) is fine
     assert is_sync(partial(partial(make_keys)), scope)
     assert not is_sync(partial(fine), scope)
+
+
+def test_what_is_wrapped_is_what_it_wraps() -> None:
+    """As frameworks see it: a decorator may be of the other kind."""
+
+    @functools.wraps(fine)
+    def handing_on(*args: Any) -> Any:
+        return fine(*args)
+
+    @functools.wraps(make_keys)
+    async def in_a_thread(*args: Any) -> None:
+        raise AssertionError("nobody asks")
+
+    assert not is_sync(handing_on, {"method": "POST"})
+    assert is_sync(in_a_thread, {"method": "POST"})
 
 
 def test_what_is_no_function_is_taken_for_async() -> None:

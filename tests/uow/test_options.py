@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, cast
 
 import fastapi
@@ -283,6 +284,9 @@ class Tunnelled(Route):
 
     def _meant(self, scope: Any) -> Any:
         return {**scope, "method": dict(scope["headers"])[b"x-method"].decode()}
+
+
+functools.update_wrapper(Tunnelled.matches, Route.matches)  # as decorators do: it is still its own
 
 
 @pytest.mark.parametrize("middleware", [Early, Late])

@@ -118,16 +118,17 @@ class SendingBytes:
 
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
-        self._offered: Any = scope.get("extensions")
+        offered: Any = scope.get("extensions")
+        self._offered = None if not offered or _NOT_TO_BE_STORED.isdisjoint(offered) else offered
 
     def __enter__(self) -> None:
-        if self._offered:
+        if self._offered is not None:
             self._scope["extensions"] = {
                 name: how for name, how in self._offered.items() if name not in _NOT_TO_BE_STORED
             }
 
     def __exit__(self, *_: object) -> None:
-        if self._offered:
+        if self._offered is not None:
             self._scope["extensions"] = self._offered
 
 

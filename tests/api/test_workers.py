@@ -57,8 +57,8 @@ def client_of_each_worker(service: Service) -> dict[int, httpx.Client]:
 
 def test_two_workers_lose_no_update_and_fail_no_request(workers: Service) -> None:
     backend = workers.backend
-    items = [new_item(workers.client(), stock=20) for _ in range(4)]
     clients = client_of_each_worker(workers)
+    items = [new_item(client, stock=20) for client in [*clients.values()] * 2]
     with watched(backend) as looks:
         crowd = Crowd(workers.base_url, items, customers=CUSTOMERS, steps=25, seed=7)
         crowd.start()

@@ -204,7 +204,7 @@ def test_L7_all_connections_cut_under_load_cost_nobody_an_error(scene: Scene, se
             enough = told.acknowledged() + random.randint(20, 100)
             wait_until(lambda enough=enough: told.acknowledged() >= enough, "it goes on")  # type: ignore[misc]  # a default binds the loop's variable
             assert scene.backend.terminate_all_backends() > 0
-        wait_until(lambda: rate(told) > 0.7 * before, "the full rate is back")
+        wait_until(lambda: rate(told) > 0.7 * before, "the full rate is back", limit=4 * LIMIT)
     assert scene.ended()["later committed"] > 0
 
 
@@ -217,7 +217,7 @@ def test_L7_a_crash_of_the_database_under_load_costs_nobody_an_error(scene: Scen
             enough = told.acknowledged() + random.randint(20, 100)
             wait_until(lambda enough=enough: told.acknowledged() >= enough, "it goes on")  # type: ignore[misc]  # a default binds the loop's variable
             scene.postgres.restart(immediate=True)
-        wait_until(lambda: rate(told) > 0.7 * before, "the full rate is back")
+        wait_until(lambda: rate(told) > 0.7 * before, "the full rate is back", limit=4 * LIMIT)
 
 
 def test_L7_a_restart_at_rest_is_not_seen_by_the_next_requests(scene: Scene) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from ._liveness import watch_over_idle
@@ -66,8 +66,9 @@ def _handle_error(context: ExceptionContext, adapter: Adapter) -> BaseException 
     work = work_of(connection)
     if work is None or connection is None:
         return None
-    work.commit_failed = work.commit_sent
     original = context.original_exception
+    is_commits = work.commit_sent and context.statement is None
+    work.commit_failed = is_commits and not isinstance(original, PendingRollbackError)  # which sends nothing
     wrapped = context.sqlalchemy_exception
     stopped = not isinstance(original, Exception)  # cancelled while the statement ran
     if not (
@@ -75,7 +76,9 @@ def _handle_error(context: ExceptionContext, adapter: Adapter) -> BaseException 
     ):
         return None  # it never left SQLAlchemy: a missing parameter, a row that a type cannot read
     _tell(connection, work)
-    if stopped and not connection.invalidated and not connection.closed:
+    # A listener of somebody's runs statements after the last look at the unit: then no COMMIT may follow.
+    too_late = work.commit_sent and not is_commits and not work.in_savepoint
+    if (stopped or too_late) and not connection.invalidated and not connection.closed:
         _throw_away(connection, adapter)
     error: BaseException = wrapped or original
     if work.read_only and adapter.condition(error) is Condition.READ_ONLY:

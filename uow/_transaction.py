@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from greenlet import getcurrent
 from sqlalchemy import Connection
+from sqlalchemy.exc import PendingRollbackError
 from sqlalchemy.pool import QueuePool
 
 from . import _messages
@@ -121,6 +122,10 @@ class UnitTransaction(Watch):
         condition = self.adapter.condition(error)
         if condition is Condition.ABORTED:
             raise self.doomed() from error
+        if isinstance(
+            error, PendingRollbackError
+        ):  # it was not sent: the connection is gone since a statement
+            raise self.doomed() from self.failure
         refused = condition is not None and condition not in _MAYBE_COMMITTED
         if self.commit_failed and not refused:
             raise _messages.commit_unanswered(self.name, "the connection was lost") from error

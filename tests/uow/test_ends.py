@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from starlette.requests import Request
@@ -118,6 +118,38 @@ async def test_an_error_that_a_listener_swallows_before_commit_dooms_the_unit(
     assert names(backend) == ["taken"]
 
     assert (await request(database, mode, partial(work, contained=True))).status == 201
+    assert names(backend) == ["taken", "one"]
+
+
+def swallows_at_the_end(session: Session, *, contained: bool = False) -> None:
+    """Work, and a listener that comes after those of the unit, to whose COMMIT nobody objects any more."""
+
+    def swallows(connection: Connection) -> None:
+        with suppress(IntegrityError), connection.begin_nested() if contained else nullcontext():
+            connection.execute(text("INSERT INTO items (name) VALUES ('taken')"))
+
+    insert("one")(session)
+    event.listen(session.connection().engine, "commit", swallows, once=True)
+
+
+async def test_an_error_that_is_swallowed_after_the_last_look_at_the_unit_keeps_commit_from_being_sent(
+    backend: Backend, mode: Mode, database: Database
+) -> None:
+    """L9: SQLite would commit the rest, and psycopg does not tell that COMMIT was answered with ROLLBACK."""
+    backend.execute("INSERT INTO items (name) VALUES ('taken')")
+    recorder = await request(database, mode, swallows_at_the_end)
+    assert (recorder.status, recorder.json()["type"]) == (500, "/problems/unit-doomed")
+    assert (recorder.json()["outcome"], names(backend)) == ("rolled_back", ["taken"])
+    assert (await request(database, mode, insert("next"))).status == 201
+    backend.wait_until_at_rest()
+
+
+@pytest.mark.modes("sync")  # that of a connection is refused in an async unit
+async def test_one_that_is_contained_in_a_savepoint_there_does_not(
+    backend: Backend, mode: Mode, database: Database
+) -> None:
+    backend.execute("INSERT INTO items (name) VALUES ('taken')")
+    assert (await request(database, mode, partial(swallows_at_the_end, contained=True))).status == 201
     assert names(backend) == ["taken", "one"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine
@@ -10,7 +11,7 @@ from sqlalchemy import Connection, Engine
 from ._watch import work_of
 
 
-def in_turn(plain: Any) -> Any:
+def in_turn(plain: Any, *, has_result: bool = True) -> Any:
     """A method that runs a statement: a call of the unit's session, if the connection is one's."""
 
     @functools.wraps(plain)
@@ -23,8 +24,9 @@ def in_turn(plain: Any) -> Any:
         work.enter_open()
         try:
             result = plain(self, *args, **kwargs)
-            work.streams |= bool(getattr(result.context, "_is_server_side", False))
-            work.keep(result)
+            if has_result:
+                work.streams |= bool(getattr(result.context, "_is_server_side", False))
+                work.keep(result)
             return result
         finally:
             work.give()
@@ -64,26 +66,12 @@ class UnitConnection(Connection):
         _set_dispatch(self, self._joined)
 
 
-def run(connection: Connection, statement: str, parameters: Any) -> int:
+def _run(connection: Any, statement: str, parameters: Any) -> int:
     """Run a statement of ours, which answers no rows, in the driver's words: how many rows it has changed.
 
-    What `exec_driver_sql` does, listeners included, without the result, which is a quarter of what it costs.
+    What `exec_driver_sql` does, listeners included, without the result, which is a quarter of what it costs:
+    by SQLAlchemy's own way for sequences and defaults, which has no public name.
     """
-    work = work_of(connection)
-    if work is None:
-        return _run(connection, statement, parameters)
-    if work.is_inside():
-        changed: int = work.execute(_run, connection, statement, parameters)
-        return changed
-    work.enter_open()
-    try:
-        return _run(connection, statement, parameters)
-    finally:
-        work.give()
-
-
-def _run(connection: Any, statement: str, parameters: Any) -> int:
-    """By SQLAlchemy's own way for sequences and defaults, which has no public name."""
     transaction = connection.get_nested_transaction() or connection.get_transaction()
     if transaction is None or not transaction.is_active or connection._trans_context_manager:
         # It begins a transaction, or says why it cannot.
@@ -106,6 +94,9 @@ def _run(connection: Any, statement: str, parameters: Any) -> int:
     except BaseException as error:
         changed = connection._handle_dbapi_exception(error, statement, parameters, context.cursor, context)
     return changed
+
+
+run: Callable[[Connection, str, Any], int] = in_turn(_run, has_result=False)
 
 
 def _set_dispatch(connection: Any, dispatch: Any) -> None:

@@ -85,8 +85,7 @@ class Service(CommandServer):
 
     def lines(self) -> list[dict[str, Any]]:
         """Every complete line of the log so far; what the start prints is none."""
-        whole = self.log().rpartition("\n")[0]  # the last line may be on its way
-        return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
+        return lines_in(self.log())
 
     def lines_of(self, response: httpx.Response | RawAnswer) -> list[dict[str, Any]]:
         """What was logged during a request; the last is its own line, which comes after the answer."""
@@ -116,6 +115,11 @@ class Service(CommandServer):
 
         wait_until(one_more, "each worker has a client")
         return list(clients.values())
+
+
+def lines_in(log: str) -> list[dict[str, Any]]:
+    """What was logged, but for a last line that is on its way."""
+    return [json.loads(line) for line in log.rpartition("\n")[0].splitlines() if line.startswith("{")]
 
 
 def run_api(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from api.migrations import migrate
 from api.settings import LoggingSettings
 from api.slow_units import observer_of
 from tests.api.guarded import Keys
-from tests.api.service import in_process, new_backend, new_item
+from tests.api.service import in_process, lines_in, new_backend, new_item
 from tests.api.slow_app import GO_ON
 from tests.support.backends import Backend, Leg, PostgresBackend, SqliteBackend
 from tests.support.postgres import PostgresServers
@@ -43,9 +42,7 @@ class Standing:
 
     def lines(self, event: str, name: str) -> Lines:
         """The lines of this event that speak of a path or a unit which ends in this name."""
-        whole = self.server.log().rpartition("\n")[0]  # the last line may be on its way
-        lines = [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
-        found = [line for line in lines if line["event"] == event]
+        found = [line for line in lines_in(self.server.log()) if line["event"] == event]
         return [line for line in found if str(line.get("unit") or line.get("path")).endswith(name)]
 
     def has(self, event: str, name: str) -> Callable[[], bool]:
